@@ -1,0 +1,575 @@
+"""`Scope`: register, look, hand over, close."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
+
+from rescope import _unwind
+from rescope._backends import backend
+from rescope._child import Child
+from rescope._entered import Entered, check_manager
+from rescope._flight import Flight
+from rescope._held import Held
+from rescope._host import Hosted, move_in, move_out
+from rescope._resource import (
+    Callback,
+    Resource,
+    awaited,
+    check_callable,
+    check_options,
+    check_seconds,
+    check_value,
+    find_closer,
+    is_awaitable,
+)
+from rescope._result import Err, Result
+from rescope._tell import Teller
+from rescope._unwind import CLOSED, CLOSING, DETACHED, OPEN, SUCCESS, Unwinding
+from rescope.exceptions import ResourceCleanupError, ScopeClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from rescope._flight import Failure
+    from rescope.events import ScopeEvent
+
+T = TypeVar("T")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+
+_NAMES_TOLD = 10
+
+
+class Scope:
+    """Holds what was opened, and closes it: in order, in time, from any task, whatever happens.
+
+    Use it as `async with Scope() as scope:`, or by hand: register at once, and `await scope.aclose()` in a `finally`.
+
+    `name` is for logs, errors and events. `grace`, in seconds, bounds the whole unwinding: no single resource may take
+    more than half of what is left of it, unless it is the last. `concurrent=True` closes all at once instead of one at
+    a time in reverse order. `on_event` is called with a `ScopeEvent` for all that happens, here and in children.
+
+    Cancellation does not stop the closing: it is raised when all is closed. What fails is raised as one
+    `ResourceCleanupError`, with the body's exception as its `__cause__`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_cleanup_error",
+        "_concurrent",
+        "_enterable",
+        "_entered",
+        "_grace",
+        "_held",
+        "_name",
+        "_outcome",
+        "_parent",
+        "_ref",
+        "_state",
+        "_teller",
+        "_unwinding",
+    )
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        grace: float | None = None,
+        concurrent: bool = False,
+        on_event: Callable[[ScopeEvent], object] | None = None,
+    ) -> None:
+        self._held = Held()
+        self._state: Any = OPEN
+        self._name = name
+        self._grace = grace
+        self._concurrent = concurrent
+        self._enterable = not concurrent
+        self._entered = False
+        self._outcome: Result[Any, BaseException] | None = None
+        self._cleanup_error: ResourceCleanupError | None = None
+        self._parent: weakref.ref[Scope] | None = None
+        self._ref: weakref.ref[Scope] | None = None
+        self._teller: Teller | None = None
+        self._unwinding: Unwinding | None = None
+        if name is not None or grace is not None:
+            check_options(name, None, None)
+            if grace is not None:
+                check_seconds(grace, "grace")
+        if on_event is not None:
+            check_callable(on_event, "on_event")
+            self._tell_from(Teller(on_event, (name or "scope",)))
+
+    # Registering
+
+    @overload
+    def add(self, resource: Resource[T], /) -> T: ...
+    @overload
+    def add(
+        self,
+        value: T,
+        close: Callable[[], object] | None = None,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        force: Callable[[], object] | None = None,
+    ) -> T: ...
+    def add(
+        self,
+        value: Any,
+        close: Callable[[], object] | None = None,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        force: Callable[[], object] | None = None,
+    ) -> Any:
+        """Hold a value, to be closed by `close`, or by its own `aclose` or `close`; or hold a `Resource`.
+
+        Gives back the value. `timeout`, in seconds, bounds its close; `force` is called when that ran out. Raises
+        `TypeError` for a value that can't be closed, `ValueError` for a `Resource` that is closed or held already,
+        `ScopeClosedError` on a closed scope; then nothing is registered.
+        """
+        self._refuse_closed()
+        if isinstance(value, Resource):
+            return self._add_handle(value, close, name, timeout, force)
+        check_value(value)
+        closer = find_closer(value) if close is None else close
+        self._keep(Resource(value, closer, name=name, timeout=timeout, force=force))
+        return value
+
+    @overload
+    async def acquire(
+        self,
+        acquire: Callable[[], Awaitable[T]],
+        release: Callable[[T], object],
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        force: Callable[[], object] | None = None,
+        shield: bool = False,
+    ) -> T: ...
+    @overload
+    async def acquire(
+        self,
+        acquire: Callable[[], T],
+        release: Callable[[T], object],
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        force: Callable[[], object] | None = None,
+        shield: bool = False,
+    ) -> T: ...
+    async def acquire(
+        self,
+        acquire: Callable[[], Any],
+        release: Callable[[Any], object],
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        force: Callable[[], object] | None = None,
+        shield: bool = False,
+    ) -> Any:
+        """Call `acquire()`, hold what it gives, to be closed by `release(value)`, and give it back. Both sync or async.
+
+        A closed scope refuses before anything is acquired; nothing can come between the end of `acquire` and its
+        registration. With `shield=True` a cancellation waits for `acquire` to end, the resource is registered, and then
+        the cancellation goes on; `acquire` then runs in a task of its own. Where the scope was closed meanwhile,
+        the new resource is released and `ScopeClosedError` raised.
+        """
+        self._refuse_closed()
+        check_callable(acquire, "acquire")
+        check_callable(release, "release")
+        check_options(name, timeout, force)
+        flight = Flight(None)
+        value = acquire()
+        if is_awaitable(value):
+            value = await (_through(value, flight) if shield else value)
+        handle = Resource(value, partial(release, value), name=name, timeout=timeout, force=force)
+        await self._keep_acquired(handle)
+        _unwind.raise_verdict(flight, None)
+        return value
+
+    @overload
+    async def enter(self, cm: AbstractAsyncContextManager[T, Any], /, *, name: str | None = None) -> T: ...
+    @overload
+    async def enter(self, cm: AbstractContextManager[T, Any], /, *, name: str | None = None) -> T: ...
+    async def enter(self, cm: Any, /, *, name: str | None = None) -> Any:
+        """Enter a sync or async context manager in the calling task, and hold it; it is exited as nested `with`s are.
+
+        Gives what it gives. One that holds a task group or cancel scope must be exited in the task that entered it:
+        where the scope may be closed from another one, use `host`. Raises `TypeError` in a concurrent scope and below
+        one, `ScopeClosedError` unless the scope is open. A manager that fails to enter registers nothing.
+        """
+        if self._state is not OPEN:
+            msg = f"{self._label()} is {self.state}: nothing can be entered in it any more"
+            raise ScopeClosedError(msg)
+        self._refuse_entered()
+        check_manager(cm)
+        check_options(name, None, None)
+        handle: Entered[Any] = Entered(cm, name)
+        value = await handle._enter()
+        if self._state is not OPEN:
+            await self._give_back(handle)
+        self._keep(handle)
+        return value
+
+    async def host(
+        self, cm: AbstractAsyncContextManager[T, Any], /, *, name: str | None = None, timeout: float | None = None
+    ) -> T:
+        """Enter an async context manager in a task of its own, and hold it; it is exited there too.
+
+        So the scope may be closed from any task and in any order, and no cancellation of the caller's can hit the
+        exit. For clients that hold a task group or cancel scope inside. `timeout`, in seconds, bounds the exit.
+        A cancellation of `host` itself cancels the entering.
+        """
+        self._refuse_closed()
+        check_manager(cm, hosted=True)
+        check_options(name, timeout, None)
+        handle = Hosted(cm, name, timeout)
+        await self._host([handle])
+        return handle.value
+
+    @overload
+    async def host_all(self, cm1: AbstractAsyncContextManager[T1, Any], /) -> tuple[T1]: ...
+    @overload
+    async def host_all(
+        self, cm1: AbstractAsyncContextManager[T1, Any], cm2: AbstractAsyncContextManager[T2, Any], /
+    ) -> tuple[T1, T2]: ...
+    @overload
+    async def host_all(
+        self,
+        cm1: AbstractAsyncContextManager[T1, Any],
+        cm2: AbstractAsyncContextManager[T2, Any],
+        cm3: AbstractAsyncContextManager[T3, Any],
+        /,
+    ) -> tuple[T1, T2, T3]: ...
+    @overload
+    async def host_all(
+        self,
+        cm1: AbstractAsyncContextManager[T1, Any],
+        cm2: AbstractAsyncContextManager[T2, Any],
+        cm3: AbstractAsyncContextManager[T3, Any],
+        cm4: AbstractAsyncContextManager[T4, Any],
+        /,
+    ) -> tuple[T1, T2, T3, T4]: ...
+    @overload
+    async def host_all(self, *cms: AbstractAsyncContextManager[T, Any]) -> tuple[T, ...]: ...
+    async def host_all(self, *cms: AbstractAsyncContextManager[Any, Any]) -> tuple[Any, ...]:
+        """Host several managers, entered concurrently. All or none: if one fails, the others are exited."""
+        self._refuse_closed()
+        for cm in cms:
+            check_manager(cm, hosted=True)
+        handles = [Hosted(cm, None, None) for cm in cms]
+        await self._host(handles)
+        return tuple(handle.value for handle in handles)
+
+    def defer(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> Resource[None]:
+        """Call `fn(*args, **kwargs)`, sync or async, when the scope closes."""
+        self._refuse_closed()
+        check_callable(fn, "fn")
+        return self._keep(Resource(None, partial(fn, *args, **kwargs) if args or kwargs else fn))
+
+    def on_error(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> Resource[None]:
+        """Like `defer`, but only when the body failed: it raised, was cancelled, or returned an `Err`."""
+        return self._on("error", fn, args, kwargs)
+
+    def on_success(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> Resource[None]:
+        """Like `defer`, but only when the body succeeded."""
+        return self._on("success", fn, args, kwargs)
+
+    def on_exit(self, fn: Callable[[Result[Any, Any]], object], /) -> Resource[None]:
+        """Call `fn(outcome)`, sync or async, when the scope closes, with the body's `Ok(value)` or `Err(error)`."""
+        return self._on("exit", fn, (), {})
+
+    def child(self, name: str | None = None, *, grace: float | None = None, concurrent: bool = False) -> Scope:
+        """Open a scope inside this one.
+
+        Closing this one closes it, with the same outcome; closing it first takes it off.
+        """
+        self._refuse_closed()
+        child = Scope(name, grace=grace, concurrent=concurrent)
+        child._enterable = self._enterable and not concurrent
+        if self._teller is not None:
+            child._tell_from(self._teller.below(name))
+        self._keep(Child(child))
+        return child
+
+    # Looking
+
+    @property
+    def name(self) -> str | None:
+        """The name it was given."""
+        return self._name
+
+    @property
+    def state(self) -> Literal["open", "closing", "closed"]:
+        """`"open"`, `"closing"` or `"closed"`."""
+        return self._state if self._state in (OPEN, CLOSED) else "closing"
+
+    @property
+    def size(self) -> int:
+        """How many it holds."""
+        return len(self._held)
+
+    @property
+    def resources(self) -> tuple[Resource[Any], ...]:
+        """The handles of what it holds, in order of registration."""
+        return tuple(self._held.values())
+
+    @property
+    def outcome(self) -> Result[Any, BaseException] | None:
+        """How the body ended, once the scope closes: `Ok(value)` or `Err(error)`."""
+        return self._outcome
+
+    @property
+    def cleanup_error(self) -> ResourceCleanupError | None:
+        """What failed to close, once the scope is closed, also where something else had to be raised."""
+        return self._cleanup_error
+
+    def has(self, x: object, /) -> bool:
+        """Tell whether it holds `x`, a handle or a registered value (by identity). `None` is no such value."""
+        return self._find(x) is not None
+
+    def __contains__(self, x: object) -> bool:
+        return self.has(x)
+
+    def __repr__(self) -> str:
+        return f"<{self._label()[0].upper()}{self._label()[1:]} {self.state}, holds {self.size}>"
+
+    # Handing over and closing
+
+    async def release(self, x: object, /) -> None:
+        """Close one resource now, as on success: a handle, or a value (of one registered twice, the latest).
+
+        Raises `KeyError` if it is not held, `ResourceCleanupError` if it fails to close. A handle that is closed
+        already is nothing to do. A cancellation waits until the close has ended.
+        """
+        if isinstance(x, Resource) and x._state is CLOSED:
+            return
+        await self._get(x).aclose()
+
+    def detach(self, x: object, /) -> Resource[Any]:
+        """Forget one resource without closing it: the caller owns it again. Raises `KeyError` if it is not held."""
+        handle = self._get(x)
+        if handle._state is not OPEN:
+            msg = f"{handle.name} is being closed: it can't be detached from {self._label()} any more"
+            raise KeyError(msg)
+        handle._let_go()
+        handle._state = DETACHED
+        return handle
+
+    def move(self) -> Scope:
+        """Hand all that is held to a new open scope with the same name, grace, mode and `on_event`.
+
+        This one stays usable, and empty. Raises `ScopeClosedError` unless it is open.
+        """
+        if self._state is not OPEN:
+            msg = f"{self._label()} is {self.state}: what it held can't be moved any more"
+            raise ScopeClosedError(msg)
+        new = Scope(self._name, grace=self._grace, concurrent=self._concurrent)
+        new._enterable = self._enterable
+        if self._teller is not None:
+            new._tell_from(self._teller)
+        new._held, self._held = self._held, new._held
+        for handle in new._held.values():
+            handle._held_by(new._weakly())
+        return new
+
+    async def aclose(self) -> None:
+        """Close all that is held. Closing twice closes once: a second caller waits for the first.
+
+        It counts as success: `on_success` runs, `on_error` does not. From inside a closer it returns at once. Raises
+        `ResourceCleanupError` to the caller that closes. A cancellation waits until all is closed, then it is raised.
+        """
+        if self._state is OPEN:
+            exc = await self._close(SUCCESS, None)
+            if exc is not None:
+                _unwind.raise_unchanged(exc)
+        elif self._state is not CLOSED and not _unwind.inside(self):
+            await _unwind.ended(self)
+
+    async def __aenter__(self) -> Self:
+        self._refuse_closed()
+        if self._entered:
+            msg = f"{self._label()} was entered already: a scope is for one `async with`, open a new one"
+            raise RuntimeError(msg)
+        self._entered = True
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if self._state is not OPEN:
+            await self.aclose()
+            return False
+        left = await self._close(SUCCESS if exc is None else Err(exc), exc)
+        if left is exc:
+            return False
+        if left is None:
+            return True
+        try:
+            _unwind.raise_unchanged(left)
+        finally:
+            del left
+
+    def __del__(self) -> None:
+        if self._held:
+            names = [handle.name for handle in self.resources]
+            more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
+            held = ", ".join(names[:_NAMES_TOLD]) + more
+            msg = f"{self._label()} was dropped without being closed; it still held: {held}"
+            warnings.warn(msg, ResourceWarning, stacklevel=2, source=self)
+
+    # What the rest of the house uses
+
+    async def _close(self, outcome: Result[Any, Any], raised: BaseException | None) -> BaseException | None:
+        """Close it with that outcome, and give what must come out: what was raised, something else, or nothing."""
+        parent = None if self._parent is None else self._parent()
+        handle = None if parent is None else parent._held.find(self)
+        if handle is not None:
+            handle._state = CLOSING
+        flight = Flight(raised)
+        error, _ = await self._unwind(outcome, flight, self._grace)
+        if handle is not None:
+            handle._let_go()
+            _unwind.close_state(handle)
+        return _unwind.verdict(flight, error)
+
+    async def _unwind(
+        self, outcome: Result[Any, Any], flight: Flight, grace: float | None
+    ) -> tuple[ResourceCleanupError | None, list[Failure]]:
+        """Close all that is held, and be closed."""
+        self._state = CLOSING
+        self._outcome = outcome
+        self._unwinding = unwinding = Unwinding(
+            self._held,
+            outcome,
+            flight,
+            scope=self,
+            teller=self._teller,
+            grace=grace,
+            concurrent=self._concurrent,
+        )
+        await unwinding.run()
+        self._unwinding = None
+        self._cleanup_error = error = unwinding.error()
+        _unwind.close_state(self)
+        if self._teller is not None:
+            self._teller.tell("scope_closed", error=error)
+        return error, unwinding.failures
+
+    def _keep(self, handle: Resource[T]) -> Resource[T]:
+        handle._held_by(self._ref or self._weakly())
+        handle._state = OPEN
+        self._held.keep(handle)
+        if self._teller is not None:
+            self._teller.tell("acquired", handle.name)
+        return handle
+
+    async def _keep_acquired(self, handle: Resource[Any]) -> None:
+        if self._state is CLOSED:
+            await self._give_back(handle)
+        self._keep(handle)
+
+    async def _give_back(self, handle: Resource[Any]) -> None:
+        """Close what came too late."""
+        msg = f"{self._label()} was closed while {handle.name} was acquired: it has been closed again"
+        try:
+            await handle.aclose()
+        except ResourceCleanupError as error:
+            raise ScopeClosedError(msg) from error
+        raise ScopeClosedError(msg)
+
+    async def _host(self, handles: list[Hosted[Any]]) -> None:
+        await move_in(handles)
+        if self._state is CLOSED:
+            msg = f"{self._label()} was closed while a manager was being hosted: it has been exited again"
+            error = ScopeClosedError(msg)
+            await move_out(handles, error)
+            raise error
+        for handle in handles:
+            self._keep(handle)
+
+    def _add_handle(self, handle: Resource[T], *options: object) -> T:
+        if any(option is not None for option in options):
+            msg = "a `Resource` has its own closer and options: pass them to the `Resource`"
+            raise TypeError(msg)
+        if handle._in_task:
+            self._refuse_entered()
+        if handle._state is not OPEN and handle._state is not DETACHED:
+            msg = f"{handle.name} is {handle.state}: it can't be held any more"
+            raise ValueError(msg)
+        if handle._holder is not None and handle._holder() is not None:
+            msg = f"{handle.name} is held by a scope already: `detach` it there first"
+            raise ValueError(msg)
+        self._keep(handle)
+        return handle.value
+
+    def _on(
+        self, when: Literal["error", "success", "exit"], fn: Callable[..., object], args: Any, kwargs: Any
+    ) -> Resource[None]:
+        self._refuse_closed()
+        check_callable(fn, "fn")
+        return self._keep(Callback(partial(fn, *args, **kwargs) if args or kwargs else fn, when))
+
+    def _find(self, x: object) -> Resource[Any] | None:
+        if isinstance(x, Resource):
+            return x if x._holder is not None and x._holder() is self else None
+        closings = () if self._unwinding is None else self._unwinding.closings
+        under_way = (closing.resource for closing in closings if closing.resource is not None)
+        return self._held.find(x) or next((handle for handle in under_way if handle._value is x is not None), None)
+
+    def _get(self, x: object) -> Resource[Any]:
+        handle = self._find(x)
+        if handle is None:
+            what = x.name if isinstance(x, Resource) else f"that {type(x).__qualname__}"
+            msg = f"{self._label()} does not hold {what}"
+            raise KeyError(msg)
+        return handle
+
+    def _refuse_closed(self) -> None:
+        if self._state is CLOSED:
+            msg = f"{self._label()} is closed: open a new one"
+            raise ScopeClosedError(msg)
+
+    def _refuse_entered(self) -> None:
+        if not self._enterable:
+            msg = (
+                f"{self._label()} closes concurrently, and an entered manager can't be exited beside others: "
+                "use `await scope.host(...)`"
+            )
+            raise TypeError(msg)
+
+    def _label(self) -> str:
+        return "scope" if self._name is None else f"scope {self._name!r}"
+
+    def _tell_from(self, teller: Teller) -> None:
+        self._teller = teller
+        teller.tell("opened")
+
+    def _weakly(self) -> weakref.ref[Scope]:
+        """Give the one weak reference by which handles know their scope: a strong one would be a cycle each."""
+        if self._ref is None:
+            self._ref = weakref.ref(self)
+        return self._ref
+
+
+async def _through(acquiring: Awaitable[T], flight: Flight) -> T:
+    """Await something to its end; a cancellation stays in `flight`."""
+    job = backend().start(partial(awaited, acquiring))
+    await backend().finish(job, flight)
+    error = job.take_error()
+    if error is not None:
+        if flight.exc is not None:
+            flight.exc.__context__ = error
+            _unwind.raise_verdict(flight, None)
+        raise error
+    return cast("T", job.value)

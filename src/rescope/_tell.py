@@ -1,0 +1,54 @@
+"""Telling `on_event` what happens, and the log what could not be raised."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rescope.events import EventKind, ScopeEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rescope.exceptions import ResourceCleanupError
+
+
+class Teller:
+    """An `on_event` callback and the place in the tree of scopes that it is told about."""
+
+    __slots__ = ("callback", "path")
+
+    def __init__(self, callback: Callable[[ScopeEvent], object], path: tuple[str, ...]) -> None:
+        self.callback = callback
+        self.path = path
+
+    def below(self, name: str | None) -> Teller:
+        """Give the teller of a child scope."""
+        return Teller(self.callback, (*self.path, name or "scope"))
+
+    def tell(
+        self,
+        kind: EventKind,
+        resource: str | None = None,
+        *,
+        elapsed: float | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Call back with one event. Whatever the callback raises is logged, so that it disturbs nothing."""
+        try:
+            self.callback(ScopeEvent(kind, self.path, resource, time.time(), elapsed, error))
+        except BaseException:
+            log("on_event raised; the scope goes on", exc_info=True)
+
+
+def log(message: str, *, exc_info: BaseException | bool) -> None:
+    """Log at ERROR on the logger `rescope`; `logging` costs 5 ms to import, so it is taken when there is a need."""
+    import logging
+
+    logging.getLogger("rescope").error(message, exc_info=exc_info)
+
+
+def tell_beside(raised: BaseException, kept: ResourceCleanupError) -> None:
+    """Say a cleanup error that something more urgent keeps from being raised: as a note on that, and in the log."""
+    raised.add_note(f"rescope: {kept.message}")
+    log(f"{kept.message} (not raised, because of a {type(raised).__name__})", exc_info=kept)

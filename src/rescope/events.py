@@ -1,0 +1,29 @@
+"""What a scope tells while it lives: frozen events, given to its `on_event`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+EventKind: TypeAlias = Literal[
+    "opened", "acquired", "closing", "closed", "failed", "timed_out", "forced", "died", "scope_closed"
+]
+"""What an event may tell of."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeEvent:
+    """One thing that happened to a scope or to a resource it holds.
+
+    `path` holds the names from the root scope down to the one that tells (`"scope"` for one without a name);
+    `resource` is the resource's name, `None` for what concerns the scope itself; `time` is in seconds since the epoch,
+    `elapsed` in seconds: how long it took, where that is known. `closing` and `closed` are told for each resource,
+    whether or not it fails; `failed` comes between them.
+    """
+
+    kind: EventKind
+    path: tuple[str, ...]
+    resource: str | None
+    time: float
+    elapsed: float | None = None
+    error: BaseException | None = None
