@@ -14,7 +14,8 @@ from rescope.exceptions import CloseTimeoutError, reason
 
 if TYPE_CHECKING:
     from rescope._backends import Job
-    from rescope._unwind import Closing, Unwinding
+    from rescope._closing import Closing
+    from rescope._unwind import Unwinding
 
 MOMENT = 0.05
 """Seconds that a cancelled or forced close has to end."""
@@ -23,11 +24,17 @@ MOMENT = 0.05
 class Budget:
     """The grace of one unwinding, running from now, by the backend's clock."""
 
-    __slots__ = ("deadline",)
+    __slots__ = ("deadline", "overtime")
 
     def __init__(self, grace: float) -> None:
         backend().warm()
         self.deadline = backend().now() + grace
+        self.overtime = 0.0
+
+    def extend(self, seconds: float) -> None:
+        """Give back what a close took beyond its time, which is not to be taken from those that follow."""
+        self.deadline += seconds
+        self.overtime += seconds
 
     def left(self) -> float:
         """Seconds until the grace is over."""
@@ -41,6 +48,7 @@ def least(*limits: float | None) -> float | None:
 
 async def run_out(unwinding: Unwinding, closing: Closing, job: Job, seconds: float) -> None:
     """End a close that is out of time, by force if need be, and put the failure on record."""
+    since = backend().now()
     job.cancel()
     await backend().finish(job, unwinding.flight, MOMENT)
     error = CloseTimeoutError(closing.resource.name, seconds)
@@ -51,12 +59,14 @@ async def run_out(unwinding: Unwinding, closing: Closing, job: Job, seconds: flo
         if isinstance(own, Exception):
             error.__cause__ = own
         elif own is not None and not isinstance(own, backend().Cancelled):
-            unwinding.flight.interrupts.append(own)
+            unwinding.flight.interrupts += (own,)
     unwinding.failed(closing, error, timed_out=True)
+    if unwinding.budget is not None:
+        unwinding.budget.extend(backend().now() - since)
 
 
 def _force(unwinding: Unwinding, closing: Closing, error: CloseTimeoutError) -> None:
-    force = closing.resource._force
+    force = closing.resource.force
     if force is None:
         return
     unwinding.tell("forced", closing)
@@ -65,4 +75,4 @@ def _force(unwinding: Unwinding, closing: Closing, error: CloseTimeoutError) -> 
     except BaseException as exc:
         error.add_note(f"force failed too: {reason(exc)}")
         if not isinstance(exc, Exception):
-            unwinding.flight.interrupts.append(exc)
+            unwinding.flight.interrupts += (exc,)

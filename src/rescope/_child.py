@@ -1,50 +1,87 @@
-"""Scopes inside a scope."""
+"""Scopes inside a scope.
+
+The parent holds the child's handle, and the child knows the handle weakly, so that neither keeps the other alive in
+a circle.
+"""
 
 from __future__ import annotations
 
+import weakref
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from rescope._budget import least
+from rescope._closing import CLOSED, CLOSING, end
+from rescope._held import Held
 from rescope._resource import Resource, managed
 
 if TYPE_CHECKING:
-    import weakref
     from collections.abc import Awaitable
 
+    from rescope._closing import Closing
     from rescope._scope import Scope
-    from rescope._unwind import Closing, Unwinding
+    from rescope._unwind import Unwinding
+    from rescope.exceptions import ResourceCleanupError
 
 
 class Child(Resource["Scope"]):
     """The handle by which a scope holds a child. The child knows its parent only weakly, as any handle does."""
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
+
+    _straight = False
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope, managed, name=scope.name or "scope")
+        scope._handle = weakref.ref(self)
+
+    @property
+    def _in_task(self) -> bool:  # type: ignore[override]
+        return any(handle._in_task for handle in self._value.resources)
 
     async def aclose(self) -> None:
         """Close the child scope."""
         await self._value.aclose()
 
     def _begin(self, unwinding: Unwinding, closing: Closing) -> Awaitable[None]:
-        return self._unwind(unwinding, closing)
-
-    async def _unwind(self, unwinding: Unwinding, closing: Closing) -> None:
-        """Close the child with the parent's outcome; its managers see what is in flight there, and may change it."""
-        flight = unwinding.flight
         grace = least(unwinding.limit(None), self._value._grace)
-        error, failures = await self._value._unwind(unwinding.outcome, flight, grace)
-        if error is None:
-            return
-        failure = unwinding.failed(closing, error)
-        if flight.failure in failures:
-            flight.exc, flight.failure = error, failure
+        return self._unwind(unwinding, closing, self._value._start(unwinding.outcome, unwinding.flight, grace))
 
-    def _held_by(self, holder: weakref.ref[Scope]) -> None:
-        super()._held_by(holder)
-        self._value._parent = holder
+    async def _unwind(self, unwinding: Unwinding, closing: Closing, own: Unwinding) -> None:
+        """Close the child with the parent's outcome; its managers see what is in flight there, and may change it."""
+        await self._value._run(own)
+        flight = unwinding.flight
+        if unwinding.budget is not None and own.budget is not None:
+            unwinding.budget.extend(own.budget.overtime)
+        if own.error is not None:
+            failure = unwinding.failed(closing, own.error)
+            if flight.failure in own.failures:
+                flight.exc, flight.failure = own.error, failure
 
-    def _let_go(self) -> None:
-        super()._let_go()
-        self._value._parent = None
+
+class Leaving:
+    """A child that closes by itself: its parent knows of it as of any close, and then holds it no longer."""
+
+    def __init__(self, handle: Child) -> None:
+        held = handle._state if type(handle._state) is Held else None
+        parent = None if held is None else held()
+        self.handle = handle
+        self.held = held
+        self.parent = parent
+        self.teller = None if parent is None else parent._teller
+        self.since = perf_counter()
+        handle._state = CLOSING
+        if self.teller is not None:
+            self.teller.tell("closing", handle.name)
+
+    def end(self, error: ResourceCleanupError | None) -> None:
+        """Take it off."""
+        if self.teller is not None:
+            elapsed = perf_counter() - self.since
+            if error is not None:
+                self.teller.tell("failed", self.handle.name, elapsed=elapsed, error=error)
+            self.teller.tell("closed", self.handle.name, elapsed=elapsed)
+        if self.handle._state is not CLOSED:
+            end(self.handle)
+            if self.held is not None:
+                self.held.leave(self.handle)

@@ -14,14 +14,19 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rescope._backends import backend
-from rescope._flight import carries, mend_context
-from rescope._resource import Resource, managed, name_of
+from rescope._closer import name_of
+from rescope._closing import OPEN
+from rescope._flight import carries, cut_context
+from rescope._resource import Resource, managed
+from rescope._result import Err
 from rescope.exceptions import WrongTaskError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import TracebackType
 
-    from rescope._unwind import Closing, Unwinding
+    from rescope._closing import Closing
+    from rescope._unwind import Unwinding
 
 T = TypeVar("T")
 
@@ -29,27 +34,39 @@ T = TypeVar("T")
 class Entered(Resource[T]):
     """The handle of an entered manager."""
 
-    __slots__ = ("_awaits", "_exit", "_manager", "_nurseries", "_pressure", "_task")
+    __slots__ = ("_awaits", "_exit", "_handled", "_manager", "_nurseries", "_pressure", "_task")
 
+    _straight = False
     _in_task = True
 
     def __init__(self, manager: object, name: str | None) -> None:
-        kind = type(manager)
-        self._awaits = hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__")
-        self._exit: Callable[..., Any] = getattr(kind, "__aexit__" if self._awaits else "__exit__")
-        super().__init__(None, managed, name=name or name_of_manager(manager))  # type: ignore[arg-type]
-        self._manager = manager
-        self._task = backend().current_task()
-        self._pressure = backend().pressure()
-        self._nurseries = 0
+        self._value: Any = None
+        self._close = managed
+        self._name = name
+        self._limits = None
+        self._state = OPEN
+        self._manager: Any = manager
+        here = backend()
+        self._task = here.current_task()
+        self._pressure = here.pressure()
+        self._nurseries = here.open_nurseries()
+        self._handled = sys.exception()
 
-    async def _enter(self) -> T:
-        manager: Any = self._manager
-        nurseries = backend().open_nurseries()
-        value: T = await type(manager).__aenter__(manager) if self._awaits else type(manager).__enter__(manager)
-        self._nurseries = backend().open_nurseries() - nurseries
-        self._value = value
-        return value
+    async def enter(self) -> T:
+        """Enter the manager, as a `with` statement does: what it needs is looked up on the type, the exit first."""
+        kind: Any = type(self._manager)
+        self._awaits = hasattr(kind, "__aenter__")
+        if self._awaits:
+            self._exit: Callable[..., Any] = kind.__aexit__
+            self._value = await kind.__aenter__(self._manager)
+        else:
+            self._exit = kind.__exit__
+            self._value = kind.__enter__(self._manager)
+        self._nurseries = backend().open_nurseries() - self._nurseries
+        return self._value  # type: ignore[no-any-return]
+
+    def _default_name(self) -> str:
+        return name_of_manager(self._manager)
 
     def _begin(self, unwinding: Unwinding, closing: Closing) -> Awaitable[None]:
         return self._leave(unwinding, closing)
@@ -58,39 +75,62 @@ class Entered(Resource[T]):
         """Exit the manager with what is in flight, and see what it leaves."""
         flight = unwinding.flight
         seen = flight.exc
-        elsewhere = backend().current_task() is not self._task
-        handled = sys.exception()
-        pressure = backend().pressure() if isinstance(seen, backend().Cancelled) else 0
+        here = backend()
+        elsewhere = here.current_task() is not self._task
+        pressure = here.pressure() if isinstance(seen, here.Cancelled) else 0
         try:
             if elsewhere and self._nurseries:
                 raise self._wrong_task()
-            if await self._call_exit(seen) and seen is not None:
+            if seen is None or seen is sys.exception():
+                suppressed = self._exit(self._manager, *_three(seen))
+                if self._awaits:
+                    suppressed = await suppressed
+            else:
+                suppressed = await self._exit_handling(seen)
+            if suppressed and seen is not None:
                 flight.suppressed()
         except BaseException as new:
-            mend_context(new, seen, handled)
-            if seen is not None and (carries(new, seen) or self._consumed(pressure)):
-                flight.replaced(new)
-            elif isinstance(new, Exception) or unwinding.nobody_asked(new):
-                self._failed(unwinding, closing, new, elsewhere=elsewhere)
-            else:
-                flight.interrupted(new)
+            self._raised(unwinding, closing, new, elsewhere=elsewhere, pressure=pressure)
+        finally:
+            self._handled = None
 
-    async def _call_exit(self, exc: BaseException | None) -> bool:
-        result = self._exit(self._manager, None if exc is None else type(exc), exc, exc and exc.__traceback__)
-        return bool(await result if self._awaits else result)
+    async def _exit_handling(self, exc: BaseException) -> object:
+        """Exit while Python handles what is in flight, not what the body raised: so all contexts are right."""
+        context, traceback = exc.__context__, exc.__traceback__
+        try:
+            raise exc
+        except BaseException:
+            exc.__context__, exc.__traceback__ = context, traceback
+            suppressed = self._exit(self._manager, *_three(exc))
+            return await suppressed if self._awaits else suppressed
+
+    def _raised(
+        self, unwinding: Unwinding, closing: Closing, new: BaseException, *, elsewhere: bool, pressure: float
+    ) -> None:
+        """Put what the exit raised where it belongs: in the place of what it saw, or on record."""
+        flight = unwinding.flight
+        seen = flight.exc
+        if seen is None and isinstance(unwinding.outcome, Err) and isinstance(unwinding.outcome.error, BaseException):
+            cut_context(new, unwinding.outcome.error, self._handled)
+        if seen is not None and (carries(new, seen) or self._consumed(pressure)):
+            flight.replaced(new)
+        elif isinstance(new, Exception) or unwinding.nobody_asked(new):
+            failure = unwinding.failed(closing, self._explained(new) if elsewhere else new)
+            if failure is not None:
+                flight.failed(failure)
+        else:
+            flight.interrupted(new)
 
     def _consumed(self, before: float) -> bool:
         """Tell whether the cancellation in flight was the manager's own, and it has consumed it in its exit."""
-        return self._pressure >= (now := backend().pressure()) and now < before
+        return before > (now := backend().pressure()) and now <= self._pressure
 
-    def _failed(self, unwinding: Unwinding, closing: Closing, exc: BaseException, *, elsewhere: bool) -> None:
-        if elsewhere and not isinstance(exc, WrongTaskError):
-            wrong = self._wrong_task()
-            wrong.__cause__ = exc
-            exc = wrong
-        failure = unwinding.failed(closing, exc)
-        if failure is not None:
-            unwinding.flight.failed(failure)
+    def _explained(self, exc: BaseException) -> BaseException:
+        if isinstance(exc, WrongTaskError):
+            return exc
+        error = self._wrong_task()
+        error.__cause__ = exc
+        return error
 
     def _wrong_task(self) -> WrongTaskError:
         here, there = task_name(backend().current_task()), task_name(self._task)
@@ -101,6 +141,10 @@ class Entered(Resource[T]):
         return WrongTaskError(msg)
 
 
+def _three(exc: BaseException | None) -> tuple[type[BaseException] | None, BaseException | None, TracebackType | None]:
+    return (None, None, None) if exc is None else (type(exc), exc, exc.__traceback__)
+
+
 def task_name(task: Any) -> str:
     """Give the name of a task of either backend."""
     return str(task.get_name() if hasattr(task, "get_name") else task.name)
@@ -108,9 +152,8 @@ def task_name(task: Any) -> str:
 
 def name_of_manager(manager: object) -> str:
     """Give the name of the function for a `@contextmanager`, else of the type."""
-    if isinstance(manager, _GeneratorContextManagerBase):
-        return name_of(manager.func)  # type: ignore[attr-defined]
-    return type(manager).__qualname__
+    generator = getattr(manager, "gen", None) if isinstance(manager, _GeneratorContextManagerBase) else None
+    return getattr(generator, "__qualname__", None) or type(manager).__qualname__
 
 
 def check_manager(manager: object, *, hosted: bool = False) -> None:

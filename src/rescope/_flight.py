@@ -12,13 +12,16 @@ would. It is one of three things, and which one decides what may become of it:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rescope._backends import backend
+from rescope._tell import tell_beside
 from rescope.exceptions import CloseFailure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rescope.exceptions import ResourceCleanupError
 
 
 class Failure:
@@ -41,14 +44,13 @@ class Failure:
 class Flight:
     """The exception in flight, and what must be raised in any case once all is closed."""
 
-    __slots__ = ("_pending", "_since", "exc", "failure", "interrupts")
+    failure: Failure | None = None
+    interrupts: tuple[BaseException, ...] = ()
+    _since = 0
+    _pending: BaseException | None = None
 
     def __init__(self, exc: BaseException | None) -> None:
         self.exc = exc
-        self.failure: Failure | None = None
-        self.interrupts: list[BaseException] = []
-        self._since = 0
-        self._pending: BaseException | None = None
 
     def take(self, exc: BaseException, failure: Failure | None = None) -> None:
         """Let `exc` be what the next manager sees; what it saw until now becomes its context."""
@@ -88,7 +90,7 @@ class Flight:
     def interrupted(self, new: BaseException) -> None:
         """A manager's exit was cut off. What was in flight is its context, and is kept where nothing may replace it."""
         if self.exc is not None and not isinstance(self.exc, (Exception, backend().Cancelled)):
-            self.interrupts.append(self.exc)
+            self.interrupts += (self.exc,)
         self.take(new)
 
     def failed(self, failure: Failure) -> None:
@@ -157,20 +159,52 @@ def chain(exc: BaseException, context: BaseException | None) -> None:
     exc.__context__ = context
 
 
-def mend_context(new: BaseException, seen: BaseException | None, handled: BaseException | None) -> None:
-    """Chain `new`, raised by an exit that saw `seen`, as nested `with` statements would.
+def cut_context(new: BaseException, suppressed: BaseException, outer: BaseException | None) -> None:
+    """End the contexts of `new` where nested `with` statements would have ended them.
 
-    While our own exit runs, Python takes what the interpreter handles (`handled`: what the body raised) for the
-    context of anything raised. Where the managers have left something else, or nothing, that is the end to mend.
+    After a manager has suppressed what the body raised, the interpreter still handles that while the outer exits run,
+    and takes it for the context of what they raise. There it was never seen: what was handled around the body was.
     """
-    link = new
+    link: BaseException | None = new
     walked: set[int] = set()
-    while link is not seen and id(link) not in walked:
+    while link is not None and link is not suppressed and id(link) not in walked:
         walked.add(id(link))
-        context = link.__context__
-        if context is seen:
+        if link.__context__ is suppressed:
+            link.__context__ = outer
             return
-        if context is None or context is handled:
-            link.__context__ = seen
-            return
-        link = context
+        link = link.__context__
+
+
+def without(new: BaseException, old: BaseException) -> BaseException | None:
+    """Give what is left of `new` without all that is made of `old`."""
+    if not isinstance(new, BaseExceptionGroup):
+        return None if carries(new, old) else new
+    leaves = {*_leaves(old)}
+    return new.split(lambda exc: id(exc) in leaves or (not isinstance(exc, BaseExceptionGroup) and carries(exc, old)))[
+        1
+    ]
+
+
+def verdict(flight: Flight, error: ResourceCleanupError | None) -> BaseException | None:
+    """Give what must come out of a close: nothing, what is in flight, or what went wrong."""
+    if flight.interrupts or flight.exc is not None:
+        interruption = flight.interruption()
+        if interruption is not None:
+            chain(interruption, flight.exc)
+            if error is not None:
+                tell_beside(interruption, error)
+            return interruption
+    if error is None:
+        return flight.exc
+    error.__cause__ = error.__context__ = flight.exc if flight.failure is None else None
+    return error
+
+
+def raise_unchanged(exc: BaseException) -> NoReturn:
+    """Raise it with the context it has: Python would take the exception that is being handled around us."""
+    context = exc.__context__
+    try:
+        raise exc
+    finally:
+        exc.__context__ = context
+        del exc, context

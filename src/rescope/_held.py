@@ -1,58 +1,132 @@
-"""What a scope holds, in order of registration, found by handle or by value in O(1)."""
+"""What a scope holds, in order of registration, found by value in O(1)."""
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from rescope._closing import CLOSED
 
 if TYPE_CHECKING:
     from rescope._resource import Resource
+    from rescope._scope import Scope
+
+_NAMES_TOLD = 10
+_FEW = 16
 
 
-class Held(dict[object, "Resource[Any]"]):
-    """The handles of a scope; the dict's own order is the order of registration.
+class Held(ref["Scope"]):
+    """The places of a scope's handles, the last registered at the end, and an index of their values.
 
-    A handle stands under the `id` of its value, so that one dict gives order and look-up both. Where there is no value,
-    or the value is held already, the handle stands under itself, and `_again` tells the later handles of that value.
+    It is also the weak reference by which the handles know their scope: so they are no circle, and a scope that is
+    dropped is gone at once.
+
+    A handle that closes out of turn leaves its place behind, to be passed over: looking for it would take the longer
+    the more there are. When most places are such they are swept, so that a long-lived scope stays small. The last place
+    is always a live one.
     """
 
-    __slots__ = ("_again",)
+    __slots__ = ("gone", "heir", "places", "values")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._again: dict[int, list[Resource[Any]]] = {}
+    places: list[Resource[Any]]
+    values: dict[int, Resource[Any] | dict[Resource[Any], None]] | None
+    """By the `id` of a value its handle, or its handles in order."""
+    gone: int
+    """How many of the places are left behind."""
+    heir: Held | None
+    """The one to which all of it was handed over."""
 
     def keep(self, handle: Resource[Any]) -> None:
         """Hold one more, as the last."""
-        value = handle._value
-        if value is None:
-            self[handle] = handle
-        elif id(value) in self._again or self.setdefault(id(value), handle) is not handle:
-            self[handle] = handle
-            self._again.setdefault(id(value), []).append(handle)
+        handle._state = self
+        self.places.append(handle)
+        if handle._value is None:
+            return
+        if self.values is None:
+            self.values = {}
+        known = self.values.setdefault(id(handle._value), handle)
+        if known is handle:
+            return
+        if isinstance(known, dict):
+            known[handle] = None
+        else:
+            self.values[id(handle._value)] = {known: None, handle: None}
 
     def find(self, value: object) -> Resource[Any] | None:
-        """Find the latest handle of a value. `None` finds nothing: any number of handles may have it."""
-        if id(value) in self._again:
-            return self._again[id(value)][-1]
-        return self.get(id(value))
+        """Find the latest open handle of a value. `None` finds nothing: any number of handles may have it."""
+        known = None if self.values is None else self.values.get(id(value))
+        for handle in reversed(known) if isinstance(known, dict) else (known,):
+            if handle is not None and handle._state is not CLOSED:
+                return handle
+        return None
 
-    def take(self) -> Resource[Any]:
-        """Take off the last one."""
-        handle = self.popitem()[1]
-        if self._again:
-            self._forget(handle)
-        return handle
+    def handles(self) -> list[Resource[Any]]:
+        """Give those that are held."""
+        return [handle for handle in self.places if handle._state is not CLOSED]
 
-    def drop(self, handle: Resource[Any]) -> None:
-        """Hold this one no longer, if it is still here."""
-        if self.pop(handle, None) is not None:
-            self._forget(handle)
-        elif self.get(id(handle._value)) is handle:
-            del self[id(handle._value)]
+    def leave(self, handle: Resource[Any]) -> None:
+        """Let one go that has closed out of turn."""
+        if self.heir is not None:
+            self.heir.leave(handle)
+            return
+        self._forget(handle)
+        self.gone += 1
+        self.trim()
+        if self.gone > _FEW + len(self.places) // 2:
+            self.places[:] = self.handles()
+            self.gone = 0
+
+    def take_out(self, handle: Resource[Any]) -> None:
+        """Let one go that stays open, and may come back."""
+        self._forget(handle)
+        self.places.remove(handle)
+        self.trim()
+
+    def hand_over(self, scope: Scope) -> Held:
+        """Let another scope hold all of it."""
+        self.heir = heir = hold(scope)
+        heir.places, heir.values, heir.gone = self.places, self.values, self.gone
+        self.places, self.values, self.gone = [], None, 0
+        for handle in heir.places:
+            if handle._state is self:
+                handle._state = heir
+        return heir
+
+    def pass_over(self) -> None:
+        """Let the last one be, which somebody else is closing; its `leave` is still to come."""
+        self.places.pop()
+        self.gone -= 1
+        self.trim()
+
+    def trim(self) -> None:
+        """Drop the places left behind at the end."""
+        while self.places and self.places[-1]._state is CLOSED:
+            self.places.pop()
+            self.gone -= 1
 
     def _forget(self, handle: Resource[Any]) -> None:
-        later = self._again.get(id(handle._value), [])
-        if handle in later:
-            later.remove(handle)
-            if not later:
-                del self._again[id(handle._value)]
+        known = None if self.values is None else self.values.get(id(handle._value))
+        if self.values is None or known is None:
+            return
+        if isinstance(known, dict):
+            known.pop(handle, None)
+        if known is handle or not known:
+            del self.values[id(handle._value)]
+
+
+def hold(scope: Scope) -> Held:
+    """Let a scope begin to hold."""
+    held = Held(scope)
+    held.places = []
+    held.values = held.heir = None
+    held.gone = 0
+    return held
+
+
+def tell_dropped(label: str, held: Held) -> None:
+    """Warn of a scope that is gone and had something left to close."""
+    names = [handle.name for handle in held.handles()]
+    more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
+    msg = f"{label} was dropped without being closed; it still held: {', '.join(names[:_NAMES_TOLD])}{more}"
+    warnings.warn(msg, ResourceWarning, stacklevel=3)

@@ -16,10 +16,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rescope import _unwind
 from rescope._backends import backend
+from rescope._closing import Closing, around
 from rescope._entered import name_of_manager
-from rescope._flight import Flight, carries
+from rescope._flight import Flight, carries, without
+from rescope._held import Held
 from rescope._resource import Resource, managed
 from rescope._tell import tell_beside
 from rescope.exceptions import CloseFailure, HostDiedError, cleanup_error
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rescope._backends import Event, Job
-    from rescope._unwind import Closing, Unwinding
+    from rescope._unwind import Unwinding
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class Hosted(Resource[T]):
 
     __slots__ = ("_closing", "_dismissed", "_farewell", "_inside", "_job", "_leave", "_manager", "_settled")
 
+    _straight = False
     _job: Job
 
     def __init__(self, manager: AbstractAsyncContextManager[T], name: str | None, timeout: float | None) -> None:
@@ -53,19 +55,23 @@ class Hosted(Resource[T]):
 
     async def _live(self) -> None:
         kind: Any = type(self._manager)
+        around.set(Closing(None, self, around.get()))  # so that whoever closes from in here is known
         try:
             self._value = await kind.__aenter__(self._manager)
             self._inside = True
         finally:
-            if self._settled is not None:
-                self._settled.set()
+            self._settle()
         try:
             await self._exit(await self._stay())
         finally:
             if not self._dismissed:
                 self._tell_death(sys.exception())
-            if self._settled is not None:
-                self._settled.set()
+            self._closing = self._farewell = None
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._settled is not None:
+            self._settled.set()
 
     async def _stay(self) -> BaseException | None:
         try:
@@ -75,16 +81,24 @@ class Hosted(Resource[T]):
         return self._farewell
 
     async def _exit(self, exc: BaseException | None) -> None:
+        """Exit the manager. What it raises of what it was given is no failure; all else is."""
         kind: Any = type(self._manager)
-        _unwind.enter_closing(self._closing)
+        around.set(self._closing)
         try:
-            await kind.__aexit__(self._manager, None if exc is None else type(exc), exc, exc and exc.__traceback__)
+            three = (None, None, None) if exc is None else (type(exc), exc, exc.__traceback__)
+            suppressed = await kind.__aexit__(self._manager, *three)
         except BaseException as new:
-            if not (self._dismissed and exc is not None and carries(new, exc)):
+            rest = new if exc is None or not self._dismissed else without(new, exc)
+            if rest is new:
                 raise
+            if rest is not None:
+                raise rest from None
+            return
+        if exc is not None and not self._dismissed and not suppressed:
+            raise exc
 
     def _tell_death(self, error: BaseException | None) -> None:
-        scope = None if self._holder is None else self._holder()
+        scope = self._state() if type(self._state) is Held else None
         if scope is not None and scope._teller is not None:
             scope._teller.tell("died", self.name, error=error)
 

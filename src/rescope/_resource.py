@@ -1,26 +1,21 @@
-"""`Resource`: a value and its closer, and how a closer is found, checked and called."""
+"""`Resource`: a value and its closer."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Awaitable
 from functools import partial
-from inspect import CO_COROUTINE
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
 
 from rescope import _unwind
-from rescope._result import Err, Ok, Result
-from rescope._unwind import CLOSED, DETACHED, OPEN, reject
-from rescope.exceptions import ScopeClosedError
+from rescope._closer import awaited, check_callable, check_options, check_value, is_awaitable, name_of, reject
+from rescope._closing import OPEN
+from rescope._held import Held
 
 if TYPE_CHECKING:
-    import weakref
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from rescope._scope import Scope
-    from rescope._unwind import Closing, Unwinding
+    from rescope._closing import Closing
+    from rescope._result import Result
+    from rescope._unwind import Unwinding
 
 T = TypeVar("T")
 State: TypeAlias = Literal["open", "closing", "closed", "detached"]
@@ -34,7 +29,10 @@ class Resource(Generic[T]):
     resort (`proc.kill`, `transport.abort`): it is called when the close ran out of time.
     """
 
-    __slots__ = ("_close", "_force", "_holder", "_name", "_state", "_timeout", "_value")
+    __slots__ = ("_close", "_limits", "_name", "_state", "_value")
+
+    _straight = True
+    """Whether nothing but its closer has to be called."""
 
     _in_task = False
     """Whether it is bound to the task that registered it."""
@@ -48,15 +46,14 @@ class Resource(Generic[T]):
         timeout: float | None = None,
         force: Callable[[], object] | None = None,
     ) -> None:
+        check_value(value)
         check_callable(close, "close")
         check_options(name, timeout, force)
         self._value = value
         self._close = close
         self._name = name
-        self._timeout = timeout
-        self._force = force
+        self._limits = None if timeout is force is None else (timeout, force)
         self._state: Any = OPEN
-        self._holder: weakref.ref[Scope] | None = None
 
     @property
     def value(self) -> T:
@@ -72,7 +69,19 @@ class Resource(Generic[T]):
     def state(self) -> State:
         """`"open"`, `"closing"`, `"closed"`, or `"detached"`: taken off its scope, open, and the caller's again."""
         state = self._state
+        if type(state) is Held:
+            return "open"
         return cast("State", state if isinstance(state, str) else "closing")
+
+    @property
+    def timeout(self) -> float | None:
+        """The seconds that its close may take, `None` for as long as it likes."""
+        return None if self._limits is None else self._limits[0]
+
+    @property
+    def force(self) -> Callable[[], object] | None:
+        """The last resort, called when its close ran out of time."""
+        return None if self._limits is None else self._limits[1]
 
     async def aclose(self) -> None:
         """Close it now, whoever holds it, and take it off. Closing twice closes once.
@@ -95,23 +104,14 @@ class Resource(Generic[T]):
     def _begin(self, unwinding: Unwinding, closing: Closing) -> Awaitable[None] | None:
         """Start closing; give what is still to be awaited, if anything."""
         result = self._call(unwinding.outcome)
-        if result is None:
-            return None
-        if not is_awaitable(result):
-            reject(result)
-            return None
-        return unwinding.in_time(closing, lambda: awaited(cast("Awaitable[object]", result)))
+        return None if result is None else self._rest(unwinding, closing, result)
 
-    def _held_by(self, holder: weakref.ref[Scope]) -> None:
-        """Take note of the scope that holds it now."""
-        self._holder = holder
-
-    def _let_go(self) -> None:
-        """Take it off the scope that holds it, if one does."""
-        scope = None if self._holder is None else self._holder()
-        self._holder = None
-        if scope is not None:
-            scope._held.drop(self)
+    def _rest(self, unwinding: Unwinding, closing: Closing, result: object) -> Awaitable[None] | None:
+        """Give what is still to be awaited of what a closer returned."""
+        if is_awaitable(result):
+            return unwinding.in_time(closing, partial(awaited, result))
+        reject(result)
+        return None
 
 
 class Callback(Resource[None]):
@@ -119,103 +119,24 @@ class Callback(Resource[None]):
 
     __slots__ = ("_when",)
 
+    _straight = False
+
     def __init__(self, close: Callable[..., object], when: Literal["error", "success", "exit"]) -> None:
         super().__init__(None, close)
         self._when = when
 
     def _call(self, outcome: Result[Any, Any]) -> object:
-        if self._when == "exit":
-            return cast("Callable[[object], object]", self._close)(outcome)
-        return self._close() if outcome.ok is (self._when == "success") else None
+        return cast("Callable[[object], object]", self._close)(outcome) if self._when == "exit" else self._close()
+
+    def _begin(self, unwinding: Unwinding, closing: Closing) -> Awaitable[None] | None:
+        if self._when == "exit" or unwinding.outcome.ok is (self._when == "success"):
+            return super()._begin(unwinding, closing)
+        unwinding.attempted -= 1
+        return None
 
 
 def managed() -> None:
     """Stand where a closer would: what is held here closes in a way of its own."""
-
-
-async def awaited(result: Awaitable[object]) -> object:
-    """Await it: a job runs a coroutine, and a closer may give any awaitable."""
-    return await result
-
-
-def is_awaitable(result: object) -> bool:
-    """Tell whether a closer's result is still to be awaited."""
-    return type(result) is CoroutineType or isinstance(result, Awaitable)
-
-
-def is_coroutine_function(fn: object) -> bool:
-    """Tell whether calling `fn` runs nothing of it yet."""
-    while type(fn) is partial:
-        fn = fn.func
-    code = getattr(fn, "__code__", None)
-    return code is not None and bool(code.co_flags & CO_COROUTINE)
-
-
-def find_closer(value: object) -> Callable[[], object]:
-    """Give the value's own `aclose`, else its `close`."""
-    if isinstance(value, type):
-        msg = f"{value.__qualname__} is a class: add an instance of it, or pass `close=`"
-        raise TypeError(msg)
-    for name in ("aclose", "close"):
-        close = getattr(value, name, None)
-        if callable(close):
-            return cast("Callable[[], object]", close)
-    kind = type(value).__qualname__
-    msg = f"a {kind} has neither `aclose` nor `close`: pass `close=`"
-    if hasattr(type(value), "__aexit__") or hasattr(type(value), "__exit__"):
-        msg = f"a {kind} is a context manager: use `await scope.enter(...)` or `await scope.host(...)`"
-    raise TypeError(msg)
-
-
-def check_value(value: object) -> None:
-    """Refuse a coroutine: it closes, but what it would have made is what the caller means."""
-    if type(value) is CoroutineType:
-        name = value.__qualname__
-        value.close()
-        msg = f"got the coroutine {name}() for a value: await it first, or use `await scope.acquire(...)`"
-        raise TypeError(msg)
-
-
-def check_callable(fn: object, what: str) -> None:
-    """Refuse what can't be called, with the mend for the usual slip."""
-    if callable(fn):
-        return
-    msg = f"`{what}` must be callable, not a {type(fn).__qualname__}"
-    if type(fn) is CoroutineType:
-        msg = f"`{what}` got the coroutine {fn.__qualname__}(): pass the function itself, without calling it"
-        fn.close()
-    raise TypeError(msg)
-
-
-def check_seconds(seconds: object, what: str) -> None:
-    """Refuse what is no length of time."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        msg = f"`{what}` must be a number of seconds or None, not a {type(seconds).__qualname__}"
-        raise TypeError(msg)
-    if seconds < 0 or math.isnan(seconds):
-        msg = f"`{what}` must not be negative or NaN, got {seconds}"
-        raise ValueError(msg)
-
-
-def check_options(name: object, timeout: object, force: object) -> None:
-    """Refuse options that would only show to be wrong when it is time to close."""
-    if name is not None and not isinstance(name, str):
-        msg = f"`name` must be a string, not a {type(name).__qualname__}"
-        raise TypeError(msg)
-    if timeout is not None:
-        check_seconds(timeout, "timeout")
-    if force is not None:
-        check_callable(force, "force")
-        if is_coroutine_function(force):
-            msg = f"`force` must be sync, and {name_of(force)} is async: it is for when awaiting has failed"
-            raise TypeError(msg)
-
-
-def name_of(fn: object) -> str:
-    """Give the name by which a person knows a callable."""
-    while isinstance(fn, partial):
-        fn = fn.func
-    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
 
 
 @overload

@@ -5,14 +5,27 @@ The idea is Rust's `std::result`. It stays small on purpose: what a scope needs 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, TypeAlias, TypeVar, final
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NoReturn,
+    TypeAlias,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    final,
+)
 
 from rescope.exceptions import UnwrapError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Never
 
-    from typing_extensions import Never, TypeIs
+    from typing_extensions import TypeIs
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -22,6 +35,7 @@ T_co = TypeVar("T_co", covariant=True)
 E_co = TypeVar("E_co", covariant=True)
 
 
+@dataclass_transform(frozen_default=True, eq_default=False)
 class _Frozen:
     """What a frozen dataclass gives.
 
@@ -30,7 +44,6 @@ class _Frozen:
     """
 
     __slots__ = ()
-    __match_args__: tuple[str, ...]
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         msg = f"cannot assign to {name!r}: {type(self).__name__} is frozen"
@@ -41,7 +54,7 @@ class _Frozen:
         raise AttributeError(msg)
 
     def _content(self) -> Any:
-        return getattr(self, self.__match_args__[0])
+        return getattr(self, cast("Any", self).__match_args__[0])
 
     def __eq__(self, other: object) -> bool:
         if type(other) is type(self):
@@ -66,7 +79,7 @@ class Ok(_Frozen, Generic[T_co]):
     __match_args__ = ("value",)
 
     value: T_co
-    ok: Final[Literal[True]] = True
+    ok: ClassVar[Literal[True]] = True
 
     def __init__(self, value: T_co) -> None:
         object.__setattr__(self, "value", value)
@@ -100,7 +113,7 @@ class Err(_Frozen, Generic[E_co]):
     __match_args__ = ("error",)
 
     error: E_co
-    ok: Final[Literal[False]] = False
+    ok: ClassVar[Literal[False]] = False
 
     def __init__(self, error: E_co) -> None:
         object.__setattr__(self, "error", error)

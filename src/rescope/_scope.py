@@ -2,51 +2,50 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from functools import partial
+from time import perf_counter
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
-from rescope import _unwind
 from rescope._backends import backend
-from rescope._child import Child
-from rescope._entered import Entered, check_manager
-from rescope._flight import Flight
-from rescope._held import Held
-from rescope._host import Hosted, move_in, move_out
-from rescope._resource import (
-    Callback,
-    Resource,
+from rescope._budget import Budget
+from rescope._child import Child, Leaving
+from rescope._closer import (
     awaited,
     check_callable,
     check_options,
-    check_seconds,
+    check_scope,
     check_value,
     find_closer,
     is_awaitable,
 )
+from rescope._closing import CLOSED, CLOSING, DETACHED, OPEN, apart, around, end, ended, works_for
+from rescope._entered import Entered, check_manager
+from rescope._flight import Flight, raise_unchanged
+from rescope._held import Held, hold, tell_dropped
+from rescope._host import Hosted, move_in, move_out
+from rescope._resource import Callback, Resource
 from rescope._result import Err, Result
 from rescope._tell import Teller
-from rescope._unwind import CLOSED, CLOSING, DETACHED, OPEN, SUCCESS, Unwinding
+from rescope._unwind import SUCCESS, Unwinding
 from rescope.exceptions import ResourceCleanupError, ScopeClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
+    from typing import Self
 
-    from typing_extensions import Self
-
-    from rescope._flight import Failure
     from rescope.events import ScopeEvent
+
+_new = object.__new__
 
 T = TypeVar("T")
 T1 = TypeVar("T1")
 T2 = TypeVar("T2")
 T3 = TypeVar("T3")
 T4 = TypeVar("T4")
-
-_NAMES_TOLD = 10
 
 
 class Scope:
@@ -62,22 +61,18 @@ class Scope:
     `ResourceCleanupError`, with the body's exception as its `__cause__`.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_cleanup_error",
-        "_concurrent",
-        "_enterable",
-        "_entered",
-        "_grace",
-        "_held",
-        "_name",
-        "_outcome",
-        "_parent",
-        "_ref",
-        "_state",
-        "_teller",
-        "_unwinding",
-    )
+    __slots__ = ("__dict__", "__weakref__", "_entered", "_held", "_state", "_unwinding")
+
+    # What few scopes have stands here until they do.
+    _name: str | None = None
+    _grace: float | None = None
+    _concurrent = False
+    _teller: Teller | None = None
+    _handle: weakref.ref[Child] | None = None
+
+    _state: Any
+    _held: Held | None
+    _unwinding: Unwinding | None
 
     def __init__(
         self,
@@ -87,25 +82,16 @@ class Scope:
         concurrent: bool = False,
         on_event: Callable[[ScopeEvent], object] | None = None,
     ) -> None:
-        self._held = Held()
-        self._state: Any = OPEN
-        self._name = name
-        self._grace = grace
-        self._concurrent = concurrent
-        self._enterable = not concurrent
+        self._state = OPEN
+        self._held = self._unwinding = None
         self._entered = False
-        self._outcome: Result[Any, BaseException] | None = None
-        self._cleanup_error: ResourceCleanupError | None = None
-        self._parent: weakref.ref[Scope] | None = None
-        self._ref: weakref.ref[Scope] | None = None
-        self._teller: Teller | None = None
-        self._unwinding: Unwinding | None = None
-        if name is not None or grace is not None:
-            check_options(name, None, None)
-            if grace is not None:
-                check_seconds(grace, "grace")
+        if name is not None or grace is not None or on_event is not None:
+            check_scope(name, grace, on_event)
+            self._name = name
+            self._grace = grace
+        if concurrent:
+            self._concurrent = True
         if on_event is not None:
-            check_callable(on_event, "on_event")
             self._tell_from(Teller(on_event, (name or "scope",)))
 
     # Registering
@@ -140,9 +126,19 @@ class Scope:
         self._refuse_closed()
         if isinstance(value, Resource):
             return self._add_handle(value, close, name, timeout, force)
-        check_value(value)
-        closer = find_closer(value) if close is None else close
-        self._keep(Resource(value, closer, name=name, timeout=timeout, force=force))
+        if close is None or not callable(close) or type(value) is CoroutineType:
+            check_value(value)
+            close = find_closer(value) if close is None else close
+            check_callable(close, "close")
+        handle: Resource[Any] = _new(Resource)
+        handle._value = value
+        handle._close = close
+        handle._name = handle._limits = None
+        if name is not None or timeout is not None or force is not None:
+            check_options(name, timeout, force)
+            handle._name = name
+            handle._limits = None if timeout is force is None else (timeout, force)
+        self._keep(handle)
         return value
 
     @overload
@@ -189,12 +185,16 @@ class Scope:
         check_callable(release, "release")
         check_options(name, timeout, force)
         flight = Flight(None)
+        since = perf_counter()
         value = acquire()
         if is_awaitable(value):
             value = await (_through(value, flight) if shield else value)
         handle = Resource(value, partial(release, value), name=name, timeout=timeout, force=force)
-        await self._keep_acquired(handle)
-        _unwind.raise_verdict(flight, None)
+        if self._state is CLOSED:
+            await self._give_back(handle)
+        self._keep(handle, since)
+        if flight.exc is not None:
+            raise_unchanged(flight.exc)
         return value
 
     @overload
@@ -214,11 +214,12 @@ class Scope:
         self._refuse_entered()
         check_manager(cm)
         check_options(name, None, None)
+        since = perf_counter()
         handle: Entered[Any] = Entered(cm, name)
-        value = await handle._enter()
+        value = await handle.enter()
         if self._state is not OPEN:
             await self._give_back(handle)
-        self._keep(handle)
+        self._keep(handle, since)
         return value
 
     async def host(
@@ -273,9 +274,18 @@ class Scope:
 
     def defer(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> Resource[None]:
         """Call `fn(*args, **kwargs)`, sync or async, when the scope closes."""
-        self._refuse_closed()
-        check_callable(fn, "fn")
-        return self._keep(Resource(None, partial(fn, *args, **kwargs) if args or kwargs else fn))
+        if self._state is not OPEN:
+            self._refuse_closed()
+        if not callable(fn):
+            check_callable(fn, "fn")
+        handle: Resource[None] = _new(Resource)
+        handle._value = handle._name = handle._limits = None
+        handle._close = partial(fn, *args, **kwargs) if args or kwargs else fn
+        if self._held is None or self._teller is not None or self._unwinding is not None:
+            return self._keep(handle)
+        handle._state = self._held
+        self._held.places.append(handle)
+        return handle
 
     def on_error(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> Resource[None]:
         """Like `defer`, but only when the body failed: it raised, was cancelled, or returned an `Err`."""
@@ -296,7 +306,6 @@ class Scope:
         """
         self._refuse_closed()
         child = Scope(name, grace=grace, concurrent=concurrent)
-        child._enterable = self._enterable and not concurrent
         if self._teller is not None:
             child._tell_from(self._teller.below(name))
         self._keep(Child(child))
@@ -317,22 +326,24 @@ class Scope:
     @property
     def size(self) -> int:
         """How many it holds."""
-        return len(self._held)
+        return 0 if self._held is None else len(self._held.places) - self._held.gone
 
     @property
     def resources(self) -> tuple[Resource[Any], ...]:
         """The handles of what it holds, in order of registration."""
-        return tuple(self._held.values())
+        return () if self._held is None else tuple(self._held.handles())
 
     @property
     def outcome(self) -> Result[Any, BaseException] | None:
         """How the body ended, once the scope closes: `Ok(value)` or `Err(error)`."""
-        return self._outcome
+        if self._unwinding is not None:
+            return self._unwinding.outcome
+        return SUCCESS if self._state is CLOSED else None
 
     @property
     def cleanup_error(self) -> ResourceCleanupError | None:
         """What failed to close, once the scope is closed, also where something else had to be raised."""
-        return self._cleanup_error
+        return None if self._unwinding is None else self._unwinding.error
 
     def has(self, x: object, /) -> bool:
         """Tell whether it holds `x`, a handle or a registered value (by identity). `None` is no such value."""
@@ -356,13 +367,17 @@ class Scope:
             return
         await self._get(x).aclose()
 
+    @overload
+    def detach(self, x: Resource[T], /) -> Resource[T]: ...
+    @overload
+    def detach(self, x: T, /) -> Resource[T]: ...
     def detach(self, x: object, /) -> Resource[Any]:
         """Forget one resource without closing it: the caller owns it again. Raises `KeyError` if it is not held."""
         handle = self._get(x)
-        if handle._state is not OPEN:
+        if self._held is None or handle._state is not self._held:
             msg = f"{handle.name} is being closed: it can't be detached from {self._label()} any more"
             raise KeyError(msg)
-        handle._let_go()
+        self._held.take_out(handle)
         handle._state = DETACHED
         return handle
 
@@ -375,12 +390,10 @@ class Scope:
             msg = f"{self._label()} is {self.state}: what it held can't be moved any more"
             raise ScopeClosedError(msg)
         new = Scope(self._name, grace=self._grace, concurrent=self._concurrent)
-        new._enterable = self._enterable
         if self._teller is not None:
             new._tell_from(self._teller)
-        new._held, self._held = self._held, new._held
-        for handle in new._held.values():
-            handle._held_by(new._weakly())
+        if self._held is not None:
+            new._held, self._held = self._held.hand_over(new), None
         return new
 
     async def aclose(self) -> None:
@@ -390,11 +403,15 @@ class Scope:
         `ResourceCleanupError` to the caller that closes. A cancellation waits until all is closed, then it is raised.
         """
         if self._state is OPEN:
-            exc = await self._close(SUCCESS, None)
+            alone = around.get() is not None and works_for(self)
+            exc = await (apart(partial(self._close, SUCCESS, None)) if alone else self._close(SUCCESS, None))
             if exc is not None:
-                _unwind.raise_unchanged(exc)
-        elif self._state is not CLOSED and not _unwind.inside(self):
-            await _unwind.ended(self)
+                try:
+                    raise_unchanged(exc)
+                finally:
+                    del exc
+        else:
+            await ended(self)
 
     async def __aenter__(self) -> Self:
         self._refuse_closed()
@@ -410,74 +427,101 @@ class Scope:
         if self._state is not OPEN:
             await self.aclose()
             return False
-        left = await self._close(SUCCESS if exc is None else Err(exc), exc)
+        held = self._held
+        if self._grace is None and not self._concurrent and self._teller is None and self._handle is None:
+            # The plain scope, without a call more than it needs.
+            if held is None and exc is None:
+                self._state = CLOSED
+                return False
+            self._state = CLOSING
+            outcome, flight = (SUCCESS, None) if exc is None else (Err(exc), Flight(exc))
+            self._unwinding = unwinding = Unwinding(self, outcome, flight)
+            if held is not None:
+                unwinding.attempted = len(held.places) - held.gone
+                if not unwinding.straight(held):
+                    await unwinding.run(held)
+            self._settle(unwinding)
+            left = unwinding.verdict()
+        else:
+            left = await self._close(SUCCESS if exc is None else Err(exc), exc)
         if left is exc:
             return False
         if left is None:
             return True
         try:
-            _unwind.raise_unchanged(left)
+            raise_unchanged(left)
         finally:
             del left
 
     def __del__(self) -> None:
-        if self._held:
-            names = [handle.name for handle in self.resources]
-            more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
-            held = ", ".join(names[:_NAMES_TOLD]) + more
-            msg = f"{self._label()} was dropped without being closed; it still held: {held}"
-            warnings.warn(msg, ResourceWarning, stacklevel=2, source=self)
+        if self._held is not None and self._held.places:
+            try:
+                tell_dropped(self._label(), self._held)
+            finally:
+                self._held.places, self._held.values = [], None
 
     # What the rest of the house uses
 
     async def _close(self, outcome: Result[Any, Any], raised: BaseException | None) -> BaseException | None:
         """Close it with that outcome, and give what must come out: what was raised, something else, or nothing."""
-        parent = None if self._parent is None else self._parent()
-        handle = None if parent is None else parent._held.find(self)
-        if handle is not None:
-            handle._state = CLOSING
-        flight = Flight(raised)
-        error, _ = await self._unwind(outcome, flight, self._grace)
-        if handle is not None:
-            handle._let_go()
-            _unwind.close_state(handle)
-        return _unwind.verdict(flight, error)
+        handle = None if self._handle is None else self._handle()
+        leaving = None if handle is None else Leaving(handle)
+        unwinding = self._start(outcome, None if raised is None else Flight(raised), self._grace)
+        if leaving is not None:
+            unwinding.holder = leaving.parent
+        await self._run(unwinding)
+        if leaving is not None:
+            unwinding.holder = None
+            leaving.end(unwinding.error)
+        return unwinding.verdict()
 
-    async def _unwind(
-        self, outcome: Result[Any, Any], flight: Flight, grace: float | None
-    ) -> tuple[ResourceCleanupError | None, list[Failure]]:
-        """Close all that is held, and be closed."""
+    def _start(self, outcome: Result[Any, Any], flight: Flight | None, grace: float | None) -> Unwinding:
+        budget = None if grace is None else Budget(grace)
         self._state = CLOSING
-        self._outcome = outcome
-        self._unwinding = unwinding = Unwinding(
-            self._held,
-            outcome,
-            flight,
-            scope=self,
-            teller=self._teller,
-            grace=grace,
-            concurrent=self._concurrent,
-        )
-        await unwinding.run()
-        self._unwinding = None
-        self._cleanup_error = error = unwinding.error()
-        _unwind.close_state(self)
+        self._unwinding = unwinding = Unwinding(self, outcome, flight)
+        if self._held is not None:
+            unwinding.attempted = len(self._held.places) - self._held.gone
+        if budget is not None:
+            unwinding.budget = budget
         if self._teller is not None:
-            self._teller.tell("scope_closed", error=error)
-        return error, unwinding.failures
+            unwinding.teller = self._teller
+        return unwinding
 
-    def _keep(self, handle: Resource[T]) -> Resource[T]:
-        handle._held_by(self._ref or self._weakly())
-        handle._state = OPEN
-        self._held.keep(handle)
+    async def _run(self, unwinding: Unwinding) -> None:
+        if self._held is not None:
+            await unwinding.run(self._held)
+        self._settle(unwinding)
+
+    def _settle(self, unwinding: Unwinding) -> None:
+        if unwinding.failures:
+            unwinding.error = unwinding.sum_up()
+        unwinding.scope = unwinding.resource = self._held = None
         if self._teller is not None:
-            self._teller.tell("acquired", handle.name)
+            self._teller.tell("scope_closed", error=unwinding.error)
+        if self._state is CLOSING:
+            self._state = CLOSED
+        else:
+            end(self)
+
+    def _parent(self) -> Scope | None:
+        """Give the scope that holds this one, or that closes it, or that did until it began to close by itself."""
+        handle = None if self._handle is None else self._handle()
+        if handle is not None and type(handle._state) is Held:
+            return handle._state()
+        if self._unwinding is None:
+            return None
+        return self._unwinding.holder or (None if self._unwinding.outer is None else self._unwinding.outer.scope)
+
+    def _keep(self, handle: Resource[T], since: float | None = None) -> Resource[T]:
+        held = self._held
+        if held is None:
+            held = self._held = hold(self)
+        held.keep(handle)
+        if self._unwinding is not None:
+            self._unwinding.attempted += 1
+        if self._teller is not None:
+            self._teller.tell("acquired", handle.name, elapsed=None if since is None else perf_counter() - since)
         return handle
-
-    async def _keep_acquired(self, handle: Resource[Any]) -> None:
-        if self._state is CLOSED:
-            await self._give_back(handle)
-        self._keep(handle)
 
     async def _give_back(self, handle: Resource[Any]) -> None:
         """Close what came too late."""
@@ -489,6 +533,7 @@ class Scope:
         raise ScopeClosedError(msg)
 
     async def _host(self, handles: list[Hosted[Any]]) -> None:
+        since = perf_counter()
         await move_in(handles)
         if self._state is CLOSED:
             msg = f"{self._label()} was closed while a manager was being hosted: it has been exited again"
@@ -496,7 +541,7 @@ class Scope:
             await move_out(handles, error)
             raise error
         for handle in handles:
-            self._keep(handle)
+            self._keep(handle, since)
 
     def _add_handle(self, handle: Resource[T], *options: object) -> T:
         if any(option is not None for option in options):
@@ -504,11 +549,11 @@ class Scope:
             raise TypeError(msg)
         if handle._in_task:
             self._refuse_entered()
-        if handle._state is not OPEN and handle._state is not DETACHED:
-            msg = f"{handle.name} is {handle.state}: it can't be held any more"
-            raise ValueError(msg)
-        if handle._holder is not None and handle._holder() is not None:
+        if type(handle._state) is Held and handle._state() is not None:
             msg = f"{handle.name} is held by a scope already: `detach` it there first"
+            raise ValueError(msg)
+        if handle.state in {CLOSING, CLOSED}:
+            msg = f"{handle.name} is {handle.state}: it can't be held any more"
             raise ValueError(msg)
         self._keep(handle)
         return handle.value
@@ -522,10 +567,20 @@ class Scope:
 
     def _find(self, x: object) -> Resource[Any] | None:
         if isinstance(x, Resource):
-            return x if x._holder is not None and x._holder() is self else None
-        closings = () if self._unwinding is None else self._unwinding.closings
-        under_way = (closing.resource for closing in closings if closing.resource is not None)
-        return self._held.find(x) or next((handle for handle in under_way if handle._value is x is not None), None)
+            return x if self._held is not None and x._state is self._held else self._closing(x)
+        handle = None if self._held is None else self._held.find(x)
+        if handle is None and x is not None and self._unwinding is not None:
+            under_way = (closing.resource for closing in self._unwinding.under_way())
+            handle = next((handle for handle in under_way if handle._value is x), None)
+        return handle
+
+    def _closing(self, handle: Resource[Any]) -> Resource[Any] | None:
+        """Give a handle that this scope holds and that is being closed."""
+        if self._held is None or handle.state != "closing":
+            return None
+        closings = () if self._unwinding is None else self._unwinding.under_way()
+        under_way = any(handle is closing.resource for closing in closings)
+        return handle if under_way or handle in self._held.places else None
 
     def _get(self, x: object) -> Resource[Any]:
         handle = self._find(x)
@@ -541,12 +596,15 @@ class Scope:
             raise ScopeClosedError(msg)
 
     def _refuse_entered(self) -> None:
-        if not self._enterable:
-            msg = (
-                f"{self._label()} closes concurrently, and an entered manager can't be exited beside others: "
-                "use `await scope.host(...)`"
-            )
-            raise TypeError(msg)
+        scope: Scope | None = self
+        while scope is not None:
+            if scope._concurrent:
+                msg = (
+                    f"{scope._label()} closes concurrently, and an entered manager can't be exited beside others: "
+                    "use `await scope.host(...)`"
+                )
+                raise TypeError(msg)
+            scope = scope._parent()
 
     def _label(self) -> str:
         return "scope" if self._name is None else f"scope {self._name!r}"
@@ -554,12 +612,6 @@ class Scope:
     def _tell_from(self, teller: Teller) -> None:
         self._teller = teller
         teller.tell("opened")
-
-    def _weakly(self) -> weakref.ref[Scope]:
-        """Give the one weak reference by which handles know their scope: a strong one would be a cycle each."""
-        if self._ref is None:
-            self._ref = weakref.ref(self)
-        return self._ref
 
 
 async def _through(acquiring: Awaitable[T], flight: Flight) -> T:
@@ -570,6 +622,6 @@ async def _through(acquiring: Awaitable[T], flight: Flight) -> T:
     if error is not None:
         if flight.exc is not None:
             flight.exc.__context__ = error
-            _unwind.raise_verdict(flight, None)
+            raise_unchanged(flight.exc)
         raise error
     return cast("T", job.value)

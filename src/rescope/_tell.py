@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rescope.events import EventKind, ScopeEvent
+from rescope.exceptions import reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,18 +38,18 @@ class Teller:
         """Call back with one event. Whatever the callback raises is logged, so that it disturbs nothing."""
         try:
             self.callback(ScopeEvent(kind, self.path, resource, time.time(), elapsed, error))
-        except BaseException:
-            log("on_event raised; the scope goes on", exc_info=True)
+        except BaseException as exc:
+            log(f"on_event raised at {kind!r}, and the scope goes on: {reason(exc)}")
 
 
-def log(message: str, *, exc_info: BaseException | bool) -> None:
-    """Log at ERROR on the logger `rescope`; `logging` costs 5 ms to import, so it is taken when there is a need."""
+def log(message: str) -> None:
+    """Log at ERROR on the logger `rescope`, without a traceback: its exceptions may show what a value looks like."""
     import logging
 
-    logging.getLogger("rescope").error(message, exc_info=exc_info)
+    logging.getLogger("rescope").error(message)
 
 
 def tell_beside(raised: BaseException, kept: ResourceCleanupError) -> None:
     """Say a cleanup error that something more urgent keeps from being raised: as a note on that, and in the log."""
     raised.add_note(f"rescope: {kept.message}")
-    log(f"{kept.message} (not raised, because of a {type(raised).__name__})", exc_info=kept)
+    log(f"{kept.message} (not raised, because of a {type(raised).__name__})")

@@ -4,28 +4,27 @@ Who may be cancelled where. The closing task calls sync closers and exits entere
 as in a plain `async with`. All that is async besides runs in jobs, tasks of their own that no cancellation of the
 closing task reaches; while it waits for one, the closing task absorbs what comes and hands it to the `Flight`. So
 nothing but a closer itself can cut a closer short, and the pass always comes to its end.
-
-`_closing` tells, to a closer and to every task that one starts, what is being closed around it, so that closing the
-same from there returns at once instead of waiting for itself.
 """
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from functools import partial
+from inspect import CO_COROUTINE
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, cast
 
 from rescope._backends import backend
 from rescope._budget import Budget, least, run_out
-from rescope._flight import Failure, Flight, chain
+from rescope._closer import is_coroutine_function, reject
+from rescope._closing import CLOSED, CLOSING, DETACHED, OPEN, Closing, apart, around, end, ended, inside, works_for
+from rescope._flight import Failure, Flight, raise_unchanged, verdict
 from rescope._held import Held
-from rescope._result import Err, Ok, Result
-from rescope._tell import tell_beside
-from rescope.exceptions import CloseCancelledError, CloseRejectedError, cleanup_error
+from rescope._result import Ok, Result
+from rescope.exceptions import CloseCancelledError, cleanup_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from rescope._backends import Job
     from rescope._resource import Resource
@@ -34,147 +33,184 @@ if TYPE_CHECKING:
     from rescope.events import EventKind
     from rescope.exceptions import ResourceCleanupError
 
-# A resource or scope that closes has the state CLOSING, or the event that those set up who wait for the end.
-OPEN, CLOSING, CLOSED, DETACHED = "open", "closing", "closed", "detached"
-
 SUCCESS: Ok[None] = Ok(None)
 
-_closing: ContextVar[Closing | None] = ContextVar("rescope_closing", default=None)
 
+class Unwinding(Closing):
+    """One pass over what a scope holds; itself the closing of what it is at.
 
-class Closing:
-    """A close that is under way: of one resource, in a scope's unwinding or by itself, inside of `outer`."""
+    How a kind of resource is closed is asked of its `_begin`. Plain closers without a bound, with nobody to be told,
+    are nearly all there are, and one call more for each is a good part of what they cost: `straight` and `_batch` call
+    them without asking.
+    """
 
-    __slots__ = ("outer", "resource", "scope", "since")
+    __slots__ = ("__dict__", "_flight", "_given", "attempted", "outcome")
 
-    def __init__(self, scope: Scope | None, outer: Closing | None) -> None:
+    # What few closings need stands here until they do.
+    budget: Budget | None = None
+    closings: tuple[Closing, ...] = ()
+    error: ResourceCleanupError | None = None
+    failures: tuple[Failure, ...] = ()
+    teller: Teller | None = None
+
+    def __init__(self, scope: Scope | None, outcome: Result[Any, Any], flight: Flight | None) -> None:
         self.scope = scope
-        self.outer = outer
-        self.resource: Resource[Any] = None  # type: ignore[assignment]
-        self.since = 0.0
-
-
-def inside(x: Resource[Any] | Scope) -> bool:
-    """Tell whether this runs, directly or in a task started from there, within the closing of `x`."""
-    closing = _closing.get()
-    while closing is not None:
-        if x is closing.scope or x is closing.resource:
-            return True
-        closing = closing.outer
-    return False
-
-
-async def ended(x: Resource[Any] | Scope) -> None:
-    """Wait until somebody else has closed `x`."""
-    if x._state is CLOSING:
-        x._state = backend().Event()
-    await x._state.wait()
-
-
-def close_state(x: Resource[Any] | Scope) -> None:
-    """Let `x` be closed, and wake those who wait for that."""
-    state, x._state = x._state, CLOSED
-    if state is not CLOSING:
-        state.set()
-
-
-def reject(result: object) -> None:
-    """Raise for a closer that returned an `Err`."""
-    if type(result) is Err:
-        raise result.error if isinstance(result.error, Exception) else CloseRejectedError(result.error)
-
-
-class Unwinding:
-    """One pass over `held`. A resource's `_begin` is asked how it is closed; the rest is the same for all kinds."""
-
-    __slots__ = (
-        "attempted",
-        "budget",
-        "closings",
-        "concurrent",
-        "failures",
-        "flight",
-        "held",
-        "outcome",
-        "scope",
-        "teller",
-    )
-
-    def __init__(
-        self,
-        held: Held,
-        outcome: Result[Any, Any],
-        flight: Flight,
-        *,
-        scope: Scope | None = None,
-        teller: Teller | None = None,
-        grace: float | None = None,
-        concurrent: bool = False,
-    ) -> None:
-        self.held = held
+        self.resource = None
+        self.outer = around.get()
         self.outcome = outcome
-        self.flight = flight
-        self.scope = scope
-        self.teller = teller
-        self.concurrent = concurrent
-        self.budget = None if grace is None else Budget(grace)
-        self.failures: list[Failure] = []
-        self.closings: list[Closing] = []
-        self.attempted = 0
+        self.attempted = 1
+        self._flight = flight
+        self._given: object = None
 
-    async def run(self) -> None:
-        """Close all that is held, and what is registered meanwhile."""
-        closing = Closing(self.scope, _closing.get())
-        token = _closing.set(closing)
-        self.closings = [closing]
+    @property
+    def flight(self) -> Flight:
+        """What is in flight."""
+        if self._flight is None:
+            self._flight = Flight(None)
+        return self._flight
+
+    def straight(self, held: Held) -> bool:
+        """Call plain closers, in the closing task; tell whether that was all, or `run` must go on."""
+        places = held.places
+        token = around.set(self)
         try:
-            while self.held:
-                if self.concurrent:
-                    await self._all_at_once(closing)
+            while places:
+                resource = places[-1]
+                if not (resource._straight and resource._limits is None and resource._state is held):
+                    return False
+                places.pop()
+                resource._state = CLOSING
+                self.resource = resource
+                self.since = perf_counter()
+                try:
+                    given = resource._close()
+                    if given is not None:
+                        self._given = given
+                        return False
+                except BaseException as exc:
+                    self.failed(self, exc)
+                if resource._state is CLOSING:
+                    resource._state = CLOSED
                 else:
-                    await self._next(closing)
+                    end(resource)
         finally:
-            _closing.reset(token)
+            around.reset(token)
+        return True
 
-    async def _next(self, closing: Closing) -> None:
-        resource = self.held.take()
-        if resource._state is not OPEN:
-            await self._beside(closing, resource)
+    async def run(self, held: Held) -> None:
+        """Close all that is held, and what is registered meanwhile."""
+        scope = cast("Scope", self.scope)
+        straight = self.budget is None and self.teller is None and not scope._concurrent
+        token = around.set(self)
+        try:
+            while held.places or self._given is not None:
+                if self._given is not None:
+                    await self._go_on(held)
+                elif scope._concurrent:
+                    await self._all_at_once(held)
+                elif not (straight and self.straight(held)) and self._given is None:
+                    await self._close_last(held, held.places[-1])
+        finally:
+            around.reset(token)
+
+    async def _go_on(self, held: Held) -> None:
+        """Await what a closer gave: a coroutine in a batch with those that follow, anything else by itself."""
+        resource, given = self.resource, self._given
+        self._given = None
+        if type(given) is CoroutineType:
+            job = backend().start(partial(self._batch, held, resource, given))
+            if not job.done:
+                await backend().finish(job, self.flight)
             return
-        rest = self._begin(closing, resource)
-        if rest is not None:
-            await self._end(closing, rest)
+        try:
+            rest = resource._rest(self, self, given)
+        except BaseException as exc:
+            self.failed(self, exc)
+            rest = None
+        if rest is None:
+            self._closed(self)
+        else:
+            await self._finish(self, rest)
 
-    async def _all_at_once(self, outer: Closing) -> None:
-        jobs = []
-        for resource in reversed(list(self.held.values())):
-            self.held.drop(resource)
-            closing = Closing(self.scope, outer)
-            self.closings.append(closing)
-            if resource._state is not OPEN:
-                jobs.append(backend().start(partial(self._beside, closing, resource)))
-                continue
-            outer.resource = resource
-            rest = self._begin(closing, resource)
-            if rest is not None:
+    async def _batch(self, held: Held, resource: Resource[Any], coroutine: Coroutine[Any, Any, object] | None) -> None:
+        """Await a closer, in a task of its own, and the next ones for as long as they are coroutine functions.
+
+        Only those: calling one runs nothing of it yet, while a sync closer belongs to the closing task.
+        """
+        places = held.places
+        pressure = backend().pressure_gauge()
+        while True:
+            try:
+                given = await (coroutine or resource._close())
+                if given is not None:
+                    reject(given)
+            except BaseException as exc:
+                self.failed(self, exc)
+            coroutine = None
+            if resource._state is CLOSING:
+                resource._state = CLOSED
+            else:
+                end(resource)
+            if not places or pressure():
+                return  # in a task that somebody asked to cancel, the next one would be cut short
+            resource = places[-1]
+            if not (resource._straight and resource._limits is None and resource._state is held):
+                return
+            code = getattr(resource._close, "__code__", None)
+            if not (is_coroutine_function(resource._close) if code is None else code.co_flags & CO_COROUTINE):
+                return
+            places.pop()
+            resource._state = CLOSING
+            self.resource = resource
+            self.since = perf_counter()
+
+    async def _close_last(self, held: Held, resource: Resource[Any]) -> None:
+        """Close the last one, whatever kind it is of."""
+        if resource._state is held:
+            held.places.pop()
+            await self.close(resource)
+        elif resource._state is CLOSED:
+            held.trim()
+        else:
+            held.pass_over()
+            await self._wait_beside(Closing(self.scope, resource, self))
+
+    async def _all_at_once(self, held: Held) -> None:
+        mine = [resource for resource in held.places if resource._state is held]
+        others = [resource for resource in held.handles() if resource._state is not held]
+        self.closings = tuple(Closing(self.scope, resource, self) for resource in reversed(mine))
+        held.places.clear()
+        held.gone = -len(others)
+        jobs = [backend().start(partial(self._wait_beside, Closing(self.scope, other, self))) for other in others]
+        for closing in self.closings:
+            self.resource = closing.resource
+            if (rest := self._begin(closing)) is not None:
                 jobs.append(backend().start(partial(self._apart, closing, rest)))
         for job in jobs:
             await backend().finish(job, self.flight)
-        del self.closings[1:]
+        for closing in self.closings:
+            closing.scope = closing.resource = None
+        self.closings = ()
 
     async def _apart(self, closing: Closing, rest: Awaitable[None]) -> None:
-        _closing.set(closing)
-        await self._end(closing, rest)
+        around.set(closing)
+        await self._finish(closing, rest)
 
-    def _begin(self, closing: Closing, resource: Resource[Any]) -> Awaitable[None] | None:
+    async def close(self, resource: Resource[Any]) -> None:
+        """Close one that is off its place."""
+        self.resource = resource
+        rest = self._begin(self)
+        if rest is not None:
+            await self._finish(self, rest)
+
+    def _begin(self, closing: Closing) -> Awaitable[None] | None:
         """Start one close, in the closing task. What is still to be awaited comes back."""
+        resource = closing.resource
         resource._state = CLOSING
-        closing.resource = resource
         closing.since = perf_counter()
-        self.attempted += 1
         self.tell("closing", closing)
         try:
-            rest = resource._begin(self, closing)
+            rest: Awaitable[None] | None = resource._begin(self, closing)
         except BaseException as exc:
             self.failed(closing, exc)
             rest = None
@@ -182,7 +218,7 @@ class Unwinding:
             self._closed(closing)
         return rest
 
-    async def _end(self, closing: Closing, rest: Awaitable[None]) -> None:
+    async def _finish(self, closing: Closing, rest: Awaitable[None]) -> None:
         try:
             await rest
         except BaseException as exc:
@@ -190,17 +226,14 @@ class Unwinding:
         self._closed(closing)
 
     def _closed(self, closing: Closing) -> None:
-        resource = closing.resource
-        resource._let_go()
-        close_state(resource)
+        end(closing.resource)
         self.tell("closed", closing, elapsed=perf_counter() - closing.since)
 
-    async def _beside(self, closing: Closing, resource: Resource[Any]) -> None:
+    async def _wait_beside(self, closing: Closing) -> None:
         """Wait for a resource that somebody else is closing; what it fails with is raised to them."""
-        if not inside(resource):
-            closing.resource = resource
-            closing.since = perf_counter()
-            await self.in_time(closing, partial(ended, resource))
+        closing.since = perf_counter()
+        if not inside(closing.resource):
+            await self.in_time(closing, partial(ended, closing.resource))
 
     async def in_time(self, closing: Closing, fn: Callable[[], Awaitable[object]]) -> None:
         """Run `fn` as a job, for as long as this close may take, and put on record how it failed."""
@@ -213,7 +246,7 @@ class Unwinding:
 
     async def within(self, closing: Closing, job: Job) -> BaseException | None:
         """Wait for a job for as long as this close may take; give what it raised."""
-        seconds = self.limit(closing.resource._timeout)
+        seconds = self.limit(closing.resource.timeout)
         if await backend().finish(job, self.flight, seconds):
             return job.take_error()
         await run_out(self, closing, job, cast("float", seconds))
@@ -223,30 +256,31 @@ class Unwinding:
         """Give the seconds that one close may take now, `None` for as long as it likes."""
         if self.budget is None:
             return timeout
-        last = self.concurrent or not self.held
+        held = None if self.scope is None else self.scope._held
+        last = self.closings or held is None or not held.places
         return least(timeout, self.budget.left() if last else self.budget.left() / 2)
+
+    def under_way(self) -> tuple[Closing, ...]:
+        """Give what is being closed now."""
+        return self.closings or ((self,) if self.resource is not None else ())
 
     def failed(
         self, closing: Closing, exc: BaseException, *, asked: bool = False, timed_out: bool = False
     ) -> Failure | None:
         """Put on record that a close failed; what is no `Exception` is kept, to be raised when all is closed."""
-        exc = self._named(closing, exc, asked=asked)
         elapsed = perf_counter() - closing.since
+        name = closing.resource.name
+        if not asked and self.nobody_asked(exc):
+            error = CloseCancelledError(name)
+            error.__cause__ = exc
+            exc = error
         self.tell("failed", closing, elapsed=elapsed, error=exc)
         if not isinstance(exc, Exception):
-            self.flight.interrupts.append(exc)
+            self.flight.interrupts += (exc,)
             return None
-        failure = Failure(closing.resource.name, exc, elapsed, timed_out=timed_out)
-        self.failures.append(failure)
+        failure = Failure(name, exc, elapsed, timed_out=timed_out)
+        self.failures += (failure,)
         return failure
-
-    def _named(self, closing: Closing, exc: BaseException, *, asked: bool) -> BaseException:
-        """Make a cancellation that nobody asked for a failure like any other."""
-        if asked or not self.nobody_asked(exc):
-            return exc
-        error = CloseCancelledError(closing.resource.name)
-        error.__cause__ = exc
-        return error
 
     def nobody_asked(self, exc: BaseException) -> bool:
         """Tell whether this is a cancellation that nobody asked of this task or of the closing one."""
@@ -266,60 +300,47 @@ class Unwinding:
         if self.teller is not None:
             self.teller.tell(kind, closing.resource.name, elapsed=elapsed, error=error)
 
-    def error(self) -> ResourceCleanupError | None:
+    def sum_up(self) -> ResourceCleanupError | None:
         """Make one error of all that failed and was not suppressed."""
         failures = [report for failure in self.failures if (report := failure.report()) is not None]
         name = None if self.scope is None else self.scope.name
         return cleanup_error(failures, self.outcome, scope=name, attempted=self.attempted) if failures else None
 
+    def verdict(self) -> BaseException | None:
+        """Give what must come out of it all: what is in flight, something else, or nothing. Keep nothing more of it."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return self.error
+        return verdict(flight, self.error)
+
 
 async def close_now(resource: Resource[Any]) -> None:
     """Close one resource by itself, as on success, and take it off the scope that holds it."""
-    if resource._state is CLOSED:
+    state = resource._state
+    if type(state) is not Held and state is not OPEN and state is not DETACHED:
+        await ended(resource)
         return
-    if resource._state is not OPEN and resource._state is not DETACHED:
-        if not inside(resource):
-            await ended(resource)
-        return
-    scope = None if resource._holder is None else resource._holder()
-    unwinding = Unwinding(Held(), SUCCESS, Flight(None), teller=None if scope is None else scope._teller)
-    unwinding.held.keep(resource)
-    resource._state = OPEN
-    await unwinding.run()
-    raise_verdict(unwinding.flight, unwinding.error())
-
-
-def verdict(flight: Flight, error: ResourceCleanupError | None) -> BaseException | None:
-    """Give what must come out of a close: nothing, what is in flight, or what went wrong."""
-    interruption = flight.interruption()
-    if interruption is not None:
-        chain(interruption, flight.exc)
-        if error is not None:
-            tell_beside(interruption, error)
-        return interruption
-    if error is None:
-        return flight.exc
-    error.__cause__ = error.__context__ = flight.exc if flight.failure is None else None
-    return error
-
-
-def raise_verdict(flight: Flight, error: ResourceCleanupError | None) -> None:
-    """Raise what must come out of a close, if anything."""
-    exc = verdict(flight, error)
+    alone = around.get() is not None and works_for(resource)
+    exc = await (apart(partial(_close_one, resource)) if alone else _close_one(resource))
     if exc is not None:
-        raise_unchanged(exc)
+        try:
+            raise_unchanged(exc)
+        finally:
+            del exc
 
 
-def raise_unchanged(exc: BaseException) -> NoReturn:
-    """Raise it with the context it has: Python would take the exception that is being handled around us."""
-    context = exc.__context__
+async def _close_one(resource: Resource[Any]) -> BaseException | None:
+    held = resource._state if type(resource._state) is Held else None
+    unwinding = Unwinding(None, SUCCESS, None)
+    if held is not None and (scope := held()) is not None:
+        unwinding.teller, unwinding.holder = scope._teller, scope
+    token = around.set(unwinding)
     try:
-        raise exc
+        await unwinding.close(resource)
     finally:
-        exc.__context__ = context
-        del exc, context
-
-
-def enter_closing(closing: Closing | None) -> None:
-    """Let the current task know that it works for a close."""
-    _closing.set(closing)
+        around.reset(token)
+    if held is not None:
+        held.leave(resource)
+    unwinding.error = unwinding.sum_up()
+    unwinding.holder = unwinding.resource = None
+    return unwinding.verdict()

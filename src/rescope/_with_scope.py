@@ -9,14 +9,17 @@ import inspect
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple, cast, overload
 
-from rescope._resource import check_callable, check_options, check_seconds, is_awaitable, is_coroutine_function, name_of
+from rescope._closer import check_callable, check_scope, is_awaitable, is_coroutine_function, name_of
+from rescope._closing import OPEN
+from rescope._flight import raise_unchanged
 from rescope._result import Err, Ok
 from rescope._scope import Scope
-from rescope._unwind import OPEN, raise_unchanged
 from rescope.exceptions import ResourceCleanupError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+
+    from rescope.events import ScopeEvent
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -28,20 +31,65 @@ Args = TypeVarTuple("Args")
 
 @overload
 async def with_scope(
-    fn: Callable[[Scope, *Args], Awaitable[Ok[T] | Err[E]]], /, *args: *Args
+    fn: Callable[[Scope, *Args], Awaitable[Ok[T]]],
+    /,
+    *args: *Args,
+    name: str | None = None,
+    grace: float | None = None,
+    concurrent: bool = False,
+    on_event: Callable[[ScopeEvent], object] | None = None,
+) -> Ok[T] | Err[ResourceCleanupError]: ...
+@overload
+async def with_scope(
+    fn: Callable[[Scope, *Args], Awaitable[Err[E]]],
+    /,
+    *args: *Args,
+    name: str | None = None,
+    grace: float | None = None,
+    concurrent: bool = False,
+    on_event: Callable[[ScopeEvent], object] | None = None,
+) -> Err[E | ResourceCleanupError]: ...
+@overload
+async def with_scope(
+    fn: Callable[[Scope, *Args], Awaitable[Ok[T] | Err[E]]],
+    /,
+    *args: *Args,
+    name: str | None = None,
+    grace: float | None = None,
+    concurrent: bool = False,
+    on_event: Callable[[ScopeEvent], object] | None = None,
 ) -> Ok[T] | Err[E | ResourceCleanupError]: ...
 @overload
-async def with_scope(fn: Callable[[Scope, *Args], Awaitable[R]], /, *args: *Args) -> R: ...
-async def with_scope(fn: Callable[..., Awaitable[Any]], /, *args: Any) -> Any:
+async def with_scope(
+    fn: Callable[[Scope, *Args], Awaitable[R]],
+    /,
+    *args: *Args,
+    name: str | None = None,
+    grace: float | None = None,
+    concurrent: bool = False,
+    on_event: Callable[[ScopeEvent], object] | None = None,
+) -> R: ...
+async def with_scope(
+    fn: Callable[[Scope, *Args], Awaitable[Any]],
+    /,
+    *args: *Args,
+    name: str | None = None,
+    grace: float | None = None,
+    concurrent: bool = False,
+    on_event: Callable[[ScopeEvent], object] | None = None,
+) -> Any:
     """Open a scope, await `fn(scope, *args)`, close the scope.
 
     A body that returns `Ok` or `Err` gets it back when the cleanup is clean, and `Err(ResourceCleanupError)` when it is
     not; a returned `Err` counts as failure for `on_error`. A body that returns anything else gets it back, or
     the `ResourceCleanupError` is raised. What a body raises is raised; where an entered manager suppressed it, `None`
-    comes back. Cancellation waits until all is closed, then it is raised.
+    comes back. Cancellation waits until all is closed, then it is raised. The options are those of `Scope`; the name is
+    the function's by default.
     """
     check_callable(fn, "fn")
-    return await _run(Scope(name_of(fn)), partial(_body, fn), args, {})
+    label = name_of(fn) if name is None else name
+    scope = Scope(label, grace=grace, concurrent=concurrent, on_event=on_event)
+    return await _run(scope, partial(_body, fn), args, {})
 
 
 class _Decorator(Protocol):
@@ -49,12 +97,26 @@ class _Decorator(Protocol):
 
     @overload
     def __call__(
+        self, fn: Callable[Concatenate[Scope, P], Awaitable[Ok[T]]], /
+    ) -> Callable[P, Coroutine[Any, Any, Ok[T] | Err[ResourceCleanupError]]]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[Scope, P], Awaitable[Err[E]]], /
+    ) -> Callable[P, Coroutine[Any, Any, Err[E | ResourceCleanupError]]]: ...
+    @overload
+    def __call__(
         self, fn: Callable[Concatenate[Scope, P], Awaitable[Ok[T] | Err[E]]], /
     ) -> Callable[P, Coroutine[Any, Any, Ok[T] | Err[E | ResourceCleanupError]]]: ...
     @overload
+    def __call__(self, fn: Callable[Concatenate[Scope, P], Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+    @overload
     def __call__(
-        self, fn: Callable[Concatenate[Scope, P], Awaitable[R]], /
-    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
+        self, fn: Callable[Concatenate[S, Scope, P], Awaitable[Ok[T]]], /
+    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, Ok[T] | Err[ResourceCleanupError]]]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[S, Scope, P], Awaitable[Err[E]]], /
+    ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, Err[E | ResourceCleanupError]]]: ...
     @overload
     def __call__(
         self, fn: Callable[Concatenate[S, Scope, P], Awaitable[Ok[T] | Err[E]]], /
@@ -67,10 +129,26 @@ class _Decorator(Protocol):
 
 @overload
 def scoped(
+    fn: Callable[Concatenate[Scope, P], Awaitable[Ok[T]]], /
+) -> Callable[P, Coroutine[Any, Any, Ok[T] | Err[ResourceCleanupError]]]: ...
+@overload
+def scoped(
+    fn: Callable[Concatenate[Scope, P], Awaitable[Err[E]]], /
+) -> Callable[P, Coroutine[Any, Any, Err[E | ResourceCleanupError]]]: ...
+@overload
+def scoped(
     fn: Callable[Concatenate[Scope, P], Awaitable[Ok[T] | Err[E]]], /
 ) -> Callable[P, Coroutine[Any, Any, Ok[T] | Err[E | ResourceCleanupError]]]: ...
 @overload
 def scoped(fn: Callable[Concatenate[Scope, P], Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+@overload
+def scoped(
+    fn: Callable[Concatenate[S, Scope, P], Awaitable[Ok[T]]], /
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, Ok[T] | Err[ResourceCleanupError]]]: ...
+@overload
+def scoped(
+    fn: Callable[Concatenate[S, Scope, P], Awaitable[Err[E]]], /
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, Err[E | ResourceCleanupError]]]: ...
 @overload
 def scoped(
     fn: Callable[Concatenate[S, Scope, P], Awaitable[Ok[T] | Err[E]]], /
@@ -80,20 +158,38 @@ def scoped(
     fn: Callable[Concatenate[S, Scope, P], Awaitable[R]], /
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]: ...
 @overload
-def scoped(*, name: str | None = None, grace: float | None = None) -> _Decorator: ...
-def scoped(fn: Any = None, /, *, name: str | None = None, grace: float | None = None) -> Any:
+def scoped(
+    *,
+    name: str | None = None,
+    grace: float | None = None,
+    concurrent: bool = False,
+    on_event: Callable[[ScopeEvent], object] | None = None,
+) -> _Decorator: ...
+def scoped(
+    fn: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    grace: float | None = None,
+    concurrent: bool = False,
+    on_event: Callable[[ScopeEvent], object] | None = None,
+) -> Any:
     """Give an async function a scope of its own for each call, as its first argument; of a method, after `self`.
 
-    Use it as `@scoped` or `@scoped(name=..., grace=...)`, with `grace` in seconds. What comes back and what is raised
-    follows the rule of `with_scope`.
+    Use it as `@scoped`, or with the options of `Scope`, as `@scoped(name=..., grace=...)`; the name is the function's by
+    default. What comes back and what is raised follows the rule of `with_scope`.
     """
-    check_options(name, None, None)
-    if grace is not None:
-        check_seconds(grace, "grace")
-    return partial(_decorate, name=name, grace=grace) if fn is None else _decorate(fn, name, grace)
+    check_scope(name, grace, on_event)
+
+    def decorate(fn: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        label = name_of(fn) if name is None else name
+        return _decorate(fn, partial(Scope, label, grace=grace, concurrent=concurrent, on_event=on_event))
+
+    return decorate if fn is None else decorate(fn)
 
 
-def _decorate(fn: Callable[..., Awaitable[Any]], name: str | None, grace: float | None) -> Callable[..., Any]:
+def _decorate(fn: Callable[..., Awaitable[Any]], open_scope: Callable[[], Scope]) -> Callable[..., Any]:
+    check_callable(fn, "fn")
     if not is_coroutine_function(fn):
         msg = f"`scoped` is for an `async def` function, not for {name_of(fn)}"
         raise TypeError(msg)
@@ -103,18 +199,19 @@ def _decorate(fn: Callable[..., Awaitable[Any]], name: str | None, grace: float 
     if len(parameters) <= place:
         msg = f"{name_of(fn)} takes no scope: make it {'its first parameter' if place == 0 else 'the one after `self`'}"
         raise TypeError(msg)
-    label = name_of(fn) if name is None else name
 
     @wraps(fn)
     async def scoped_call(*args: Any, **kwargs: Any) -> Any:
-        return await _run(Scope(label, grace=grace), partial(_insert, fn, place), args, kwargs)
+        return await _run(open_scope(), partial(_insert, fn, place), args, kwargs)
 
     del parameters[place]
     cast("Any", scoped_call).__signature__ = signature.replace(parameters=parameters)
     return scoped_call
 
 
-def _insert(fn: Callable[..., Awaitable[Any]], place: int, scope: Scope, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+def _insert(
+    fn: Callable[..., Awaitable[Any]], place: int, scope: Scope, /, *args: Any, **kwargs: Any
+) -> Awaitable[Any]:
     return fn(*args[:place], scope, *args[place:], **kwargs)
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from typing import Self
 
-    from typing_extensions import Self, TypeIs
+    from typing_extensions import TypeIs
 
     from rescope._result import Result
 
@@ -159,7 +160,10 @@ def reason(error: BaseException) -> str:
         return f"{kind} of {', '.join(reason(inner) for inner in error.exceptions)}"
     own = type(error).__module__ == __name__
     text_only = not isinstance(error, KeyError) and all(isinstance(arg, str | int) for arg in error.args)
-    text = " ".join(str(error).split()) if own or text_only else ""
+    try:
+        text = " ".join(str(error).split()) if own or text_only else ""
+    except Exception:  # its `__str__` is foreign code
+        text = ""
     if len(text) > _LONGEST_REASON:
         text = text[: _LONGEST_REASON - 1] + "…"
     return f"{kind}: {text}" if text else kind

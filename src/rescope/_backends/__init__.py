@@ -63,6 +63,9 @@ class Backend(Protocol):
     def pressure(self) -> float:
         """Count the cancellations that were asked of the current task and are not consumed yet."""
 
+    def pressure_gauge(self) -> Callable[[], float]:
+        """Give what tells `pressure()` of this task, for one who asks often."""
+
     def scope_cancelled(self) -> bool:
         """Tell whether an anyio or trio scope around the current task is cancelled."""
 

@@ -28,6 +28,7 @@ __all__ = [
     "now",
     "open_nurseries",
     "pressure",
+    "pressure_gauge",
     "scope_cancelled",
     "start",
     "warm",
@@ -40,7 +41,7 @@ _EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) el
 
 
 class Job:
-    """A task that keeps what came out of it, whatever it is: out of an asyncio task, `SystemExit` would end the loop."""
+    """A task that keeps what came out of it, whatever it is: out of an asyncio task, an exit would end the loop."""
 
     __slots__ = ("_error", "_fn", "_task", "_waiter", "done", "value")
 
@@ -49,8 +50,8 @@ class Job:
     def __init__(self, fn: Callable[[], Awaitable[object]]) -> None:
         self._fn: Callable[[], Awaitable[object]] | None = fn
         self._error: BaseException | None = None
-        self._waiter: Future[None] | None = None
         self.value: Any = None
+        self._waiter: Future[None] | None = None
         self.done = False
 
     def begin(self) -> None:
@@ -139,7 +140,11 @@ def now() -> float:
 
 
 def pressure() -> float:
-    return cast("Task[Any]", current_task()).cancelling()
+    return pressure_gauge()()
+
+
+def pressure_gauge() -> Callable[[], float]:
+    return cast("Task[Any]", current_task()).cancelling
 
 
 def scope_cancelled() -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 from trio import Cancelled, Event
 from trio import current_time as now
-from trio.lowlevel import checkpoint_if_cancelled, current_task, spawn_system_task
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint_if_cancelled, current_task, spawn_system_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,6 +29,7 @@ __all__ = [
     "now",
     "open_nurseries",
     "pressure",
+    "pressure_gauge",
     "scope_cancelled",
     "start",
     "warm",
@@ -42,7 +43,7 @@ class Job:
     nursery or scope of its own open in between.
     """
 
-    __slots__ = ("_error", "_fn", "_scope", "value", "asked", "done", "ended")
+    __slots__ = ("_error", "_fn", "_scope", "asked", "done", "ended", "value")
 
     def __init__(self, fn: Callable[[], Awaitable[object]]) -> None:
         self._fn = fn
@@ -79,18 +80,31 @@ def start(fn: Callable[[], Awaitable[object]], /) -> Job:
 
 
 async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> bool:
-    if not job.done:
-        with trio.CancelScope(shield=True, deadline=math.inf if seconds is None else now() + seconds):
-            await job.ended.wait()
+    if job.done:
+        return True
+    deadline = math.inf if seconds is None else now() + seconds
+    if seconds == 0:  # the job has its first step; on asyncio it has had it by now
+        await cancel_shielded_checkpoint()
+        await cancel_shielded_checkpoint()
+    while not job.done and now() < deadline:
         try:
-            await checkpoint_if_cancelled()
-        except Cancelled as exc:
-            flight.hold_off(exc, by_scope=True)
+            with trio.CancelScope(shield=True, deadline=deadline):
+                await job.ended.wait()
+        except KeyboardInterrupt as exc:
+            flight.interrupts += (exc,)
+    try:
+        await checkpoint_if_cancelled()
+    except Cancelled as exc:
+        flight.hold_off(exc, by_scope=True)
     return job.done
 
 
 def pressure() -> float:
     return scope_cancelled()
+
+
+def pressure_gauge() -> Callable[[], float]:
+    return scope_cancelled
 
 
 def scope_cancelled() -> bool:

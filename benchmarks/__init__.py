@@ -1,0 +1,1 @@
+"""What rescope costs, beside `contextlib.AsyncExitStack`: `python -m benchmarks`."""

@@ -1,0 +1,8 @@
+"""Runs every Python snippet of the README and the docs, page by page, from top to bottom."""
+
+from __future__ import annotations
+
+from sybil import Sybil
+from sybil.parsers.myst import PythonCodeBlockParser
+
+pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["README.md", "docs/*.md"]).pytest()

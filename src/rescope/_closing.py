@@ -1,0 +1,121 @@
+"""What is being closed, by whom, and who waits for it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from rescope._backends import backend
+from rescope._tell import log
+from rescope.exceptions import reason
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from rescope._resource import Resource
+    from rescope._scope import Scope
+
+# The states of a resource or scope. A resource that a scope holds has the scope's `Held` for a state; what closes has
+# CLOSING, or the event that those set up who wait for the end.
+OPEN, CLOSING, CLOSED, DETACHED = "open", "closing", "closed", "detached"
+
+
+class Closing:
+    """A close that is under way: of a scope, or of one resource, from within the closing `outer`."""
+
+    __slots__ = ("outer", "resource", "scope", "since")
+
+    holder: Scope | None = None
+    """Of a close out of turn: the scope that held it."""
+
+    def __init__(self, scope: Scope | None, resource: Resource[Any] | None, outer: Closing | None) -> None:
+        self.scope = scope
+        self.resource: Any = resource
+        self.outer = outer
+        self.since = 0.0
+
+
+around: ContextVar[Closing | None] = ContextVar("rescope_closing", default=None)
+"""The closing that this code works for. Tasks that a closer starts inherit it, so that closing the same from there
+returns at once instead of waiting for itself."""
+
+
+def inside(x: Resource[Any] | Scope) -> bool:
+    """Tell whether this runs within the closing of `x`."""
+    child = getattr(x, "_value", x)  # the handle of a child scope stands for it
+    return any(
+        x is closing.resource or (closing.scope is not None and child is closing.scope) for closing in _outwards()
+    )
+
+
+async def ended(x: Resource[Any] | Scope) -> None:
+    """Wait until somebody else has closed `x`; not from within, nor where that waits for us: it would never come."""
+    if x._state is CLOSED or inside(x) or _waits_for_us(x):
+        return
+    if x._state is CLOSING:
+        x._state = backend().Event()
+    await x._state.wait()
+
+
+def _outwards() -> Iterator[Closing]:
+    closing = around.get()
+    while closing is not None:
+        yield closing
+        closing = closing.outer
+
+
+def _waits_for_us(x: Resource[Any] | Scope) -> bool:
+    """Tell whether a scope that closes waits for something out of turn, within the closing of which this runs."""
+    for closing in _outwards():
+        scope = closing.holder
+        while scope is not None:
+            if scope is x:
+                return True
+            scope = scope._parent()
+    return False
+
+
+def works_for(x: Resource[Any] | Scope) -> bool:
+    """Tell whether this runs in a hosted manager that is `x`, or that `x` holds: it can't wait for its own exit."""
+    for closing in _outwards():
+        if closing.resource is None or not isinstance(closing.resource._state, ref):
+            continue
+        if closing.resource is x:
+            return True
+        scope = closing.resource._state()
+        while scope is not None:
+            if scope is x:
+                return True
+            scope = scope._parent()
+    return False
+
+
+async def apart(close: Callable[[], Awaitable[BaseException | None]]) -> BaseException | None:
+    """Let a task of its own do the closing; waiting for it can be cancelled, and what fails then is logged."""
+    done = backend().Event()
+    alone = False
+
+    async def run() -> BaseException | None:
+        try:
+            exc = await close()
+        finally:
+            done.set()
+        if alone and exc is not None:
+            log(f"closed by a hosted manager that did not wait for it: {reason(exc)}")
+        return exc
+
+    job = backend().start(run)
+    try:
+        await done.wait()
+    except BaseException:
+        alone = True
+        raise
+    return job.take_error() or job.value
+
+
+def end(x: Resource[Any] | Scope) -> None:
+    """Let `x` be closed, and wake those who wait for that."""
+    state, x._state = x._state, CLOSED
+    if state is not CLOSING:
+        state.set()
