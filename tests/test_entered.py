@@ -342,7 +342,7 @@ def random_stack(rng: random.Random) -> list[Spec]:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("handling", [False, True], ids=["bare", "in a handler"])
-async def test_random_stacks_do_what_nested_withs_do(seed: int, handling: bool) -> None:  # noqa: FBT001
+async def test_random_stacks_do_what_nested_withs_do(seed: int, handling: bool) -> None:
     """Every exit sees the same exception, with the same context and cause, and the same comes out."""
     rng = random.Random(seed)
     for _ in range(700):
@@ -370,7 +370,7 @@ async def test_random_stacks_with_plain_closers_between_do_what_nested_withs_do(
         failing = rng.random() < 0.3
         closed: list[int] = []
 
-        async def close(n: int, fail: bool, wait: bool, closed: list[int] = closed) -> None:  # noqa: FBT001
+        async def close(n: int, fail: bool, wait: bool, closed: list[int] = closed) -> None:
             if wait:
                 await anyio.lowlevel.checkpoint()
             closed.append(n)
@@ -1069,7 +1069,7 @@ async def test_an_entered_asyncio_timeout_raises_its_timeout_as_itself() -> None
 
 @on_asyncio
 @pytest.mark.parametrize("raises", [False, True], ids=["clean body", "failed body"])
-async def test_an_entered_asyncio_timeout_that_runs_out_while_a_closer_runs(raises: bool) -> None:  # noqa: FBT001
+async def test_an_entered_asyncio_timeout_that_runs_out_while_a_closer_runs(raises: bool) -> None:
     """The closer runs to its end, the timeout gets the cancellation that was held off, and turns it into its error."""
     scope = Scope()
     closers = Closers(scope)

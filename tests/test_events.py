@@ -82,7 +82,7 @@ class Leaving:
         await self.leave.wait()
         raise self.error
 
-    async def __aexit__(self, *exc_info: Any) -> bool | None:
+    async def __aexit__(self, *exc_info: object) -> bool | None:
         return await self.tasks.__aexit__(*exc_info)
 
 
@@ -369,7 +369,7 @@ async def test_a_host_that_leaves_no_error_died_too(heard: Heard) -> None:
     """A task that just ended is a `HostDiedError` when it is closed."""
 
     class Swallowing(Leaving):
-        async def __aexit__(self, *exc_info: Any) -> bool:
+        async def __aexit__(self, *exc_info: object) -> bool:
             try:
                 await super().__aexit__(*exc_info)
             except BaseExceptionGroup:
@@ -569,10 +569,9 @@ async def test_a_child_of_a_moved_scope_tells_too(heard: Heard) -> None:
 
 async def test_a_scope_without_on_event_tells_nobody(heard: Heard) -> None:
     """A handle that moved to another scope tells that one's callback, or nobody."""
-    async with Scope() as quiet:
-        async with Scope(on_event=heard) as scope:
-            scope.add(1, nothing, name="db")
-            quiet.add(scope.detach(scope.resources[0]))
+    async with Scope() as quiet, Scope(on_event=heard) as scope:
+        scope.add(1, nothing, name="db")
+        quiet.add(scope.detach(scope.resources[0]))
 
     assert heard.kinds == ["opened", "acquired", "scope_closed"]
 
@@ -617,7 +616,11 @@ async def test_a_raising_callback_is_logged(caplog: pytest.LogCaptureFixture) ->
 
     logged = [(r.name, r.levelno, r.getMessage()) for r in caplog.records]
     assert logged == [
-        ("rescope", logging.ERROR, f"on_event raised at {kind!r}, and the scope goes on: RuntimeError: broken by {kind}")
+        (
+            "rescope",
+            logging.ERROR,
+            f"on_event raised at {kind!r}, and the scope goes on: RuntimeError: broken by {kind}",
+        )
         for kind in ("opened", "acquired", "closing", "closed", "scope_closed")
     ]
 

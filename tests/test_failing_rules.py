@@ -73,7 +73,7 @@ async def outcome_of(fn: Callable[[], Any]) -> BaseException | None:
 
 
 @SYNC_OR_ASYNC
-async def test_rule_1_a_single_failure_is_raised_as_a_cleanup_error(sync: bool) -> None:  # noqa: FBT001
+async def test_rule_1_a_single_failure_is_raised_as_a_cleanup_error(sync: bool) -> None:
     """Even one failure comes in a `ResourceCleanupError`."""
     fault = Fault("one")
     with pytest.raises(ResourceCleanupError) as caught:
@@ -623,7 +623,7 @@ async def test_rule_3_awaiting_a_cancelled_task_in_a_closer_is_a_failure() -> No
 
 @on_asyncio
 @SYNC_OR_ASYNC
-async def test_rule_3_a_cancelled_error_raised_by_hand_is_a_failure(sync: bool) -> None:  # noqa: FBT001
+async def test_rule_3_a_cancelled_error_raised_by_hand_is_a_failure(sync: bool) -> None:
     """A closer that raises `CancelledError` on its own account, sync or async, cancels nobody."""
     with pytest.raises(ResourceCleanupError) as caught:
         async with Scope() as scope:
@@ -688,7 +688,7 @@ async def test_rule_3_a_failed_body_and_a_closer_that_awaits_a_cancelled_task() 
 
 
 @SYNC_OR_ASYNC
-async def test_rule_4_a_returned_err_with_an_exception_is_that_failure(sync: bool) -> None:  # noqa: FBT001
+async def test_rule_4_a_returned_err_with_an_exception_is_that_failure(sync: bool) -> None:
     """The error itself is among the exceptions."""
     fault = Fault("returned")
 
@@ -704,7 +704,7 @@ async def test_rule_4_a_returned_err_with_an_exception_is_that_failure(sync: boo
 
 
 @SYNC_OR_ASYNC
-async def test_rule_4_a_returned_err_with_a_value_is_a_close_rejected_error(sync: bool) -> None:  # noqa: FBT001
+async def test_rule_4_a_returned_err_with_a_value_is_a_close_rejected_error(sync: bool) -> None:
     """`.error` keeps the value."""
 
     async def close() -> Err[str]:

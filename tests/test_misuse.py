@@ -401,7 +401,6 @@ async def test_a_closing_scope_refuses_to_enter() -> None:
 @pytest.mark.parametrize("what", [name for name in REGISTERING if name not in {"enter", "the block"}])
 async def test_a_closing_scope_drains_what_comes(what: str) -> None:
     """While a scope closes, everything else may be registered, and is closed in the same unwinding."""
-
     async with Scope() as scope:
 
         async def close() -> None:
@@ -432,7 +431,7 @@ async def test_a_scope_entered_twice_is_not_closed_by_that() -> None:
     async with Scope() as scope:
         with pytest.raises(RuntimeError):
             async with scope:
-                pytest.fail()
+                pytest.fail("entered twice")
 
         assert scope.state == "open"
 

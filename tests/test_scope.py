@@ -733,7 +733,7 @@ class Nothing:
 
 def register_all(scope: Scope, log: list[object]) -> None:
     """Register one callback of each kind."""
-    scope.on_exit(lambda outcome: log.append(outcome))
+    scope.on_exit(log.append)
     scope.on_success(log.append, "success")
     scope.on_error(log.append, "error")
     scope.defer(log.append, "always")
@@ -1446,10 +1446,9 @@ async def test_detach_keeps_the_condition_of_a_callback() -> None:
     """An `on_error` that moved still runs only on failure."""
     log: list[str] = []
 
-    async with Scope() as other:
-        async with Scope() as scope:
-            other.add(scope.detach(scope.on_error(log.append, "error")))
-            other.add(scope.detach(scope.on_success(log.append, "success")))
+    async with Scope() as other, Scope() as scope:
+        other.add(scope.detach(scope.on_error(log.append, "error")))
+        other.add(scope.detach(scope.on_success(log.append, "success")))
 
     assert log == ["success"]
 
@@ -1664,7 +1663,6 @@ async def test_dropping_an_open_scope_warns() -> None:
 
     with pytest.warns(ResourceWarning, match="'orders'.*db, nothing"):
         del scope
-        gc.collect()
 
 
 def test_dropping_an_empty_scope_is_fine() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from contextlib import asynccontextmanager
 from functools import partial
@@ -33,10 +34,8 @@ async def fail_async() -> None:
 @asynccontextmanager
 async def suppressing() -> AsyncGenerator[None, None]:
     """Swallow what the body raises."""
-    try:
+    with contextlib.suppress(ValueError):
         yield
-    except ValueError:
-        pass
 
 
 def by_with_scope(body: Callable[[Scope], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def is_coroutine_function(fn: object) -> bool:
     """Tell whether calling `fn` runs nothing of it yet."""
-    while type(fn) is partial:
-        fn = fn.func
+    while isinstance(fn, partial):
+        fn = cast("Callable[..., object]", fn.func)
     code = getattr(fn, "__code__", None)
     return code is not None and bool(code.co_flags & CO_COROUTINE)
 

@@ -11,19 +11,18 @@ import sys
 from contextlib import _GeneratorContextManagerBase
 from inspect import isasyncgenfunction
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rescope._backends import backend
 from rescope._closer import name_of
 from rescope._closing import OPEN
-from rescope._flight import carries, cut_context
+from rescope._flight import carries, cut_context, three
 from rescope._resource import Resource, managed
 from rescope._result import Err
 from rescope.exceptions import WrongTaskError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from types import TracebackType
 
     from rescope._closing import Closing
     from rescope._unwind import Unwinding
@@ -34,36 +33,32 @@ T = TypeVar("T")
 class Entered(Resource[T]):
     """The handle of an entered manager."""
 
-    __slots__ = ("_awaits", "_exit", "_handled", "_manager", "_nurseries", "_pressure", "_task")
+    __slots__ = ("_aexit", "_exit", "_handled", "_here", "_manager", "_nurseries", "_pressure", "_task")
 
     _straight = False
     _in_task = True
 
     def __init__(self, manager: object, name: str | None) -> None:
+        """Note where it is entered; what a `with` statement needs is looked up on the type."""
+        kind = type(manager)
+        self._aexit = getattr(kind, "__aexit__", None) if hasattr(kind, "__aenter__") else None
+        self._exit = getattr(kind, "__exit__", None) if self._aexit is None else None
+        if self._aexit is None and (self._exit is None or not hasattr(kind, "__enter__")):
+            check_manager(manager)
         self._value: Any = None
         self._close = managed
         self._name = name
         self._limits = None
         self._state = OPEN
         self._manager: Any = manager
-        here = backend()
-        self._task = here.current_task()
-        self._pressure = here.pressure()
-        self._nurseries = here.open_nurseries()
+        self._here = here = backend()
+        self._task, self._pressure, self._nurseries = here.stance()
         self._handled = sys.exception()
 
-    async def enter(self) -> T:
-        """Enter the manager, as a `with` statement does: what it needs is looked up on the type, the exit first."""
-        kind: Any = type(self._manager)
-        self._awaits = hasattr(kind, "__aenter__")
-        if self._awaits:
-            self._exit: Callable[..., Any] = kind.__aexit__
-            self._value = await kind.__aenter__(self._manager)
-        else:
-            self._exit = kind.__exit__
-            self._value = kind.__enter__(self._manager)
-        self._nurseries = backend().open_nurseries() - self._nurseries
-        return self._value  # type: ignore[no-any-return]
+    def entered(self, value: T) -> None:
+        """Note what it gave, and what it opened."""
+        self._value = value
+        self._nurseries = self._here.open_nurseries() - self._nurseries
 
     def _default_name(self) -> str:
         return name_of_manager(self._manager)
@@ -73,36 +68,38 @@ class Entered(Resource[T]):
 
     async def _leave(self, unwinding: Unwinding, closing: Closing) -> None:
         """Exit the manager with what is in flight, and see what it leaves."""
-        flight = unwinding.flight
-        seen = flight.exc
-        here = backend()
-        elsewhere = here.current_task() is not self._task
-        pressure = here.pressure() if isinstance(seen, here.Cancelled) else 0
+        seen = unwinding.seen()
+        elsewhere = self._here.current_task() is not self._task
+        pressure = self._here.pressure() if isinstance(seen, self._here.Cancelled) else 0
         try:
-            if elsewhere and self._nurseries:
-                raise self._wrong_task()
+            if elsewhere:
+                self._refuse_elsewhere()
             if seen is None or seen is sys.exception():
-                suppressed = self._exit(self._manager, *_three(seen))
-                if self._awaits:
-                    suppressed = await suppressed
+                suppressed = await self._aexit(self._manager, *three(seen)) if self._aexit else self._exit_sync(seen)
             else:
                 suppressed = await self._exit_handling(seen)
             if suppressed and seen is not None:
-                flight.suppressed()
+                unwinding.flight.suppressed()
         except BaseException as new:
             self._raised(unwinding, closing, new, elsewhere=elsewhere, pressure=pressure)
-        finally:
-            self._handled = None
+        self._handled = None
+
+    def _exit_sync(self, exc: BaseException | None) -> object:
+        return cast("Callable[..., object]", self._exit)(self._manager, *three(exc))
 
     async def _exit_handling(self, exc: BaseException) -> object:
         """Exit while Python handles what is in flight, not what the body raised: so all contexts are right."""
         context, traceback = exc.__context__, exc.__traceback__
         try:
-            raise exc
+            raise exc  # noqa: TRY301 (so that it is handled)
         except BaseException:
             exc.__context__, exc.__traceback__ = context, traceback
-            suppressed = self._exit(self._manager, *_three(exc))
-            return await suppressed if self._awaits else suppressed
+            return await self._aexit(self._manager, *three(exc)) if self._aexit else self._exit_sync(exc)
+
+    def _refuse_elsewhere(self) -> None:
+        """Leave a nursery alone that was opened in another task: to exit it here would crash the whole run."""
+        if self._nurseries:
+            raise self._wrong_task()
 
     def _raised(
         self, unwinding: Unwinding, closing: Closing, new: BaseException, *, elsewhere: bool, pressure: float
@@ -123,7 +120,7 @@ class Entered(Resource[T]):
 
     def _consumed(self, before: float) -> bool:
         """Tell whether the cancellation in flight was the manager's own, and it has consumed it in its exit."""
-        return before > (now := backend().pressure()) and now <= self._pressure
+        return before > (now := self._here.pressure()) and now <= self._pressure
 
     def _explained(self, exc: BaseException) -> BaseException:
         if isinstance(exc, WrongTaskError):
@@ -133,16 +130,12 @@ class Entered(Resource[T]):
         return error
 
     def _wrong_task(self) -> WrongTaskError:
-        here, there = task_name(backend().current_task()), task_name(self._task)
+        here, there = task_name(self._here.current_task()), task_name(self._task)
         msg = (
             f"{self.name} was entered in task {there!r} and can't be exited in task {here!r}: "
             "use `await scope.host(...)` for a manager that may be closed from any task"
         )
         return WrongTaskError(msg)
-
-
-def _three(exc: BaseException | None) -> tuple[type[BaseException] | None, BaseException | None, TracebackType | None]:
-    return (None, None, None) if exc is None else (type(exc), exc, exc.__traceback__)
 
 
 def task_name(task: Any) -> str:

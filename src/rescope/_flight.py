@@ -12,7 +12,7 @@ would. It is one of three things, and which one decides what may become of it:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from rescope._backends import backend
 from rescope._tell import tell_beside
@@ -20,6 +20,7 @@ from rescope.exceptions import CloseFailure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
 
     from rescope.exceptions import ResourceCleanupError
 
@@ -96,8 +97,7 @@ class Flight:
     def failed(self, failure: Failure) -> None:
         """A manager failed; where nothing but such a failure is in flight, the next manager sees this one."""
         if self.exc is None or self.failure is not None:
-            assert failure.exception is not None
-            self.take(failure.exception, failure)
+            self.take(cast("Exception", failure.exception), failure)
 
     @property
     def cancelled(self) -> bool:
@@ -145,6 +145,14 @@ def _leaves(exc: BaseException) -> Iterator[int]:
         yield id(exc)
 
 
+def three(exc: BaseException | None) -> tuple[type[BaseException] | None, BaseException | None, TracebackType | None]:
+    """Give what an exit takes."""
+    return _CLEAN if exc is None else (type(exc), exc, exc.__traceback__)
+
+
+_CLEAN = (None, None, None)
+
+
 def chain(exc: BaseException, context: BaseException | None) -> None:
     """Make `context` the context of `exc`, unless it has one or that would close a circle."""
     if context is None or exc.__context__ is not None:
@@ -180,9 +188,11 @@ def without(new: BaseException, old: BaseException) -> BaseException | None:
     if not isinstance(new, BaseExceptionGroup):
         return None if carries(new, old) else new
     leaves = {*_leaves(old)}
-    return new.split(lambda exc: id(exc) in leaves or (not isinstance(exc, BaseExceptionGroup) and carries(exc, old)))[
-        1
-    ]
+
+    def is_old(exc: BaseException) -> bool:
+        return id(exc) in leaves or (not isinstance(exc, BaseExceptionGroup) and carries(exc, old))
+
+    return cast("BaseException | None", new.split(is_old)[1])
 
 
 def verdict(flight: Flight, error: ResourceCleanupError | None) -> BaseException | None:

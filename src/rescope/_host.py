@@ -1,8 +1,8 @@
 """Managers that live in a task of their own.
 
-One task enters the manager, stays, and exits it; so whatever the manager ties to its task (a task group, a cancel scope)
-is content, and the scope may be closed from anywhere. A host is a job: no task group of anyio's or trio's holds it, as
-that would bring the tie back, and no exception escapes it. It is in one of four places:
+One task enters the manager, stays, and exits it; so whatever the manager ties to its task, a task group or a cancel
+scope, is content, and the scope may be closed from anywhere. A host is a job: no task group of anyio's or trio's holds
+it, as that would bring the tie back, and no exception escapes it. It is in one of four places:
 
 - entering: `host()` waits; if that is cancelled, so is the job, and nothing stays;
 - staying: waits to be dismissed. Whatever ends the stay before that (background work of the manager's failed and
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rescope._backends import backend
 from rescope._closing import Closing, around
 from rescope._entered import name_of_manager
-from rescope._flight import Flight, carries, without
+from rescope._flight import Flight, carries, three, without
 from rescope._held import Held
 from rescope._resource import Resource, managed
 from rescope._tell import tell_beside
@@ -85,8 +85,7 @@ class Hosted(Resource[T]):
         kind: Any = type(self._manager)
         around.set(self._closing)
         try:
-            three = (None, None, None) if exc is None else (type(exc), exc, exc.__traceback__)
-            suppressed = await kind.__aexit__(self._manager, *three)
+            suppressed = await kind.__aexit__(self._manager, *three(exc))
         except BaseException as new:
             rest = new if exc is None or not self._dismissed else without(new, exc)
             if rest is new:
@@ -110,7 +109,7 @@ class Hosted(Resource[T]):
         if self._job.done:
             unwinding.failed(closing, self._death())
             return None
-        self._dismiss(unwinding.flight.exc, closing)
+        self._dismiss(unwinding.seen(), closing)
         return self._leaving(unwinding, closing)
 
     async def _leaving(self, unwinding: Unwinding, closing: Closing) -> None:

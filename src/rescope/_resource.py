@@ -25,8 +25,8 @@ class Resource(Generic[T]):
     """A value together with what closes it; also the handle of whatever a scope holds.
 
     `close` takes no argument and is sync or async (`close=db.close`). `name` is for logs, errors and events; by default
-    it is the type of the value, or the closer's own name. `timeout`, in seconds, bounds the close. `force` is a sync last
-    resort (`proc.kill`, `transport.abort`): it is called when the close ran out of time.
+    it is the type of the value, or the closer's own name. `timeout`, in seconds, bounds the close. `force` is a sync
+    last resort (`proc.kill`, `transport.abort`): it is called when the close ran out of time.
     """
 
     __slots__ = ("_close", "_limits", "_name", "_state", "_value")
@@ -52,7 +52,7 @@ class Resource(Generic[T]):
         self._value = value
         self._close = close
         self._name = name
-        self._limits = None if timeout is force is None else (timeout, force)
+        self._limits = None if timeout is None and force is None else (timeout, force)
         self._state: Any = OPEN
 
     @property
@@ -97,7 +97,7 @@ class Resource(Generic[T]):
     def _default_name(self) -> str:
         return name_of(self._close) if self._value is None else type(self._value).__qualname__
 
-    def _call(self, outcome: Result[Any, Any]) -> object:  # noqa: ARG002 (for the callbacks that depend on it)
+    def _call(self, outcome: Result[Any, Any]) -> object:  # noqa: ARG002 (callbacks take it)
         """Call the closer, in the closing task; async ones give something to be awaited."""
         return self._close()
 
@@ -109,7 +109,7 @@ class Resource(Generic[T]):
     def _rest(self, unwinding: Unwinding, closing: Closing, result: object) -> Awaitable[None] | None:
         """Give what is still to be awaited of what a closer returned."""
         if is_awaitable(result):
-            return unwinding.in_time(closing, partial(awaited, result))
+            return unwinding.in_time(closing, partial(awaited, cast("Awaitable[object]", result)))
         reject(result)
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
@@ -32,6 +31,7 @@ from rescope._unwind import SUCCESS, Unwinding
 from rescope.exceptions import ResourceCleanupError, ScopeClosedError
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
@@ -137,7 +137,7 @@ class Scope:
         if name is not None or timeout is not None or force is not None:
             check_options(name, timeout, force)
             handle._name = name
-            handle._limits = None if timeout is force is None else (timeout, force)
+            handle._limits = None if timeout is None and force is None else (timeout, force)
         self._keep(handle)
         return value
 
@@ -212,11 +212,12 @@ class Scope:
             msg = f"{self._label()} is {self.state}: nothing can be entered in it any more"
             raise ScopeClosedError(msg)
         self._refuse_entered()
-        check_manager(cm)
-        check_options(name, None, None)
+        if name is not None:
+            check_options(name, None, None)
         since = perf_counter()
         handle: Entered[Any] = Entered(cm, name)
-        value = await handle.enter()
+        value = await type(cm).__aenter__(cm) if handle._aexit is not None else type(cm).__enter__(cm)
+        handle.entered(value)
         if self._state is not OPEN:
             await self._give_back(handle)
         self._keep(handle, since)

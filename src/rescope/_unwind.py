@@ -62,6 +62,10 @@ class Unwinding(Closing):
         self._flight = flight
         self._given: object = None
 
+    def seen(self) -> BaseException | None:
+        """Give the exception in flight, if any."""
+        return None if self._flight is None else self._flight.exc
+
     @property
     def flight(self) -> Flight:
         """What is in flight."""
@@ -132,7 +136,7 @@ class Unwinding(Closing):
         else:
             await self._finish(self, rest)
 
-    async def _batch(self, held: Held, resource: Resource[Any], coroutine: Coroutine[Any, Any, object] | None) -> None:
+    async def _batch(self, held: Held, resource: Resource[Any], coroutine: Coroutine[Any, Any, Any] | None) -> None:
         """Await a closer, in a task of its own, and the next ones for as long as they are coroutine functions.
 
         Only those: calling one runs nothing of it yet, while a sync closer belongs to the closing task.
@@ -141,7 +145,7 @@ class Unwinding(Closing):
         pressure = backend().pressure_gauge()
         while True:
             try:
-                given = await (coroutine or resource._close())
+                given = await (coroutine or resource._close())  # type: ignore[misc]
                 if given is not None:
                     reject(given)
             except BaseException as exc:
@@ -168,7 +172,14 @@ class Unwinding(Closing):
         """Close the last one, whatever kind it is of."""
         if resource._state is held:
             held.places.pop()
-            await self.close(resource)
+            self.resource = resource
+            rest = self._begin(self)
+            if rest is not None:
+                try:
+                    await rest
+                except BaseException as exc:
+                    self.failed(self, exc)
+                self._closed(self)
         elif resource._state is CLOSED:
             held.trim()
         else:
@@ -208,7 +219,8 @@ class Unwinding(Closing):
         resource = closing.resource
         resource._state = CLOSING
         closing.since = perf_counter()
-        self.tell("closing", closing)
+        if self.teller is not None:
+            self.tell("closing", closing)
         try:
             rest: Awaitable[None] | None = resource._begin(self, closing)
         except BaseException as exc:
@@ -227,7 +239,8 @@ class Unwinding(Closing):
 
     def _closed(self, closing: Closing) -> None:
         end(closing.resource)
-        self.tell("closed", closing, elapsed=perf_counter() - closing.since)
+        if self.teller is not None:
+            self.tell("closed", closing, elapsed=perf_counter() - closing.since)
 
     async def _wait_beside(self, closing: Closing) -> None:
         """Wait for a resource that somebody else is closing; what it fails with is raised to them."""

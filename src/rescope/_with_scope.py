@@ -14,12 +14,12 @@ from rescope._closing import OPEN
 from rescope._flight import raise_unchanged
 from rescope._result import Err, Ok
 from rescope._scope import Scope
-from rescope.exceptions import ResourceCleanupError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from rescope.events import ScopeEvent
+    from rescope.exceptions import ResourceCleanupError
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -104,11 +104,11 @@ class _Decorator(Protocol):
         self, fn: Callable[Concatenate[Scope, P], Awaitable[Err[E]]], /
     ) -> Callable[P, Coroutine[Any, Any, Err[E | ResourceCleanupError]]]: ...
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]
         self, fn: Callable[Concatenate[Scope, P], Awaitable[Ok[T] | Err[E]]], /
     ) -> Callable[P, Coroutine[Any, Any, Ok[T] | Err[E | ResourceCleanupError]]]: ...
     @overload
-    def __call__(self, fn: Callable[Concatenate[Scope, P], Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+    def __call__(self, fn: Callable[Concatenate[Scope, P], Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(
         self, fn: Callable[Concatenate[S, Scope, P], Awaitable[Ok[T]]], /
@@ -136,11 +136,11 @@ def scoped(
     fn: Callable[Concatenate[Scope, P], Awaitable[Err[E]]], /
 ) -> Callable[P, Coroutine[Any, Any, Err[E | ResourceCleanupError]]]: ...
 @overload
-def scoped(
+def scoped(  # type: ignore[overload-overlap]
     fn: Callable[Concatenate[Scope, P], Awaitable[Ok[T] | Err[E]]], /
 ) -> Callable[P, Coroutine[Any, Any, Ok[T] | Err[E | ResourceCleanupError]]]: ...
 @overload
-def scoped(fn: Callable[Concatenate[Scope, P], Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+def scoped(fn: Callable[Concatenate[Scope, P], Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...  # type: ignore[overload-overlap]
 @overload
 def scoped(
     fn: Callable[Concatenate[S, Scope, P], Awaitable[Ok[T]]], /
@@ -176,8 +176,8 @@ def scoped(
 ) -> Any:
     """Give an async function a scope of its own for each call, as its first argument; of a method, after `self`.
 
-    Use it as `@scoped`, or with the options of `Scope`, as `@scoped(name=..., grace=...)`; the name is the function's by
-    default. What comes back and what is raised follows the rule of `with_scope`.
+    Use it as `@scoped`, or with the options of `Scope`, as `@scoped(name=..., grace=...)`; by default the name is
+    the function's. What comes back and what is raised follows the rule of `with_scope`.
     """
     check_scope(name, grace, on_event)
 

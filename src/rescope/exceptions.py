@@ -113,6 +113,7 @@ class ResourceCleanupError(ExceptionGroup[Exception]):
         failures: Iterable[CloseFailure] = (),
         original_result: Result[Any, Any] | None = None,
     ) -> Self:
+        """Make one; `cleanup_error` is the usual way, and writes the message."""
         self = super().__new__(cls, message, exceptions)
         self.failures = tuple(failures)
         self.original_result = original_result
@@ -120,13 +121,19 @@ class ResourceCleanupError(ExceptionGroup[Exception]):
         self._attempted = len(self.failures)
         return self
 
-    def __init__(self, message: str, exceptions: Sequence[Exception], *_: object) -> None:
+    def __init__(
+        self,
+        message: str,
+        exceptions: Sequence[Exception],
+        failures: Iterable[CloseFailure] = (),  # noqa: ARG002 (`__new__` keeps it)
+        original_result: Result[Any, Any] | None = None,  # noqa: ARG002
+    ) -> None:
         super().__init__(message, exceptions)
 
     @property
     def errors(self) -> tuple[Exception, ...]:
         """The same as `exceptions`."""
-        return self.exceptions  # type: ignore[return-value]
+        return self.exceptions
 
     def derive(self, excs: Sequence[Exception], /) -> ResourceCleanupError:  # type: ignore[override]
         """Make the same error of a part of the exceptions; it keeps the failures that belong to them."""

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NoReturn
-
-from typing_extensions import assert_never, assert_type
+from typing import Literal, NoReturn, assert_never, assert_type
 
 from rescope import Err, Ok, Result, is_err, is_ok
 
@@ -61,7 +59,7 @@ def not_ok_compared_narrows(result: Result[int, Missing]) -> int:
 
 
 def ok_alone_narrows(result: Result[int, Missing]) -> None:
-    """mypy narrows here; pyright, by design, narrows by `is` and `==` only, and it is noticed when that changes."""
+    """Mypy narrows here; pyright, by design, narrows by `is` and `==` only, and it is noticed when that changes."""
     if result.ok:
         assert_type(result, Ok[int])  # pyright: ignore[reportAssertTypeFailure]
     else:

@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from functools import partial
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Self, assert_type
 
 import anyio
 from anyio.abc import TaskGroup
-from typing_extensions import Self, assert_type
 
 from rescope import (
     Resource,

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from functools import partial
-
-from typing_extensions import assert_type
+from typing import assert_type
 
 from rescope import Err, Ok, ResourceCleanupError, Result, Scope, scoped, with_scope
 

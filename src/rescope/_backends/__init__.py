@@ -21,6 +21,7 @@ class Job(Protocol):
     @property
     def asked(self) -> bool:
         """Whether anybody asked this task to cancel."""
+        ...
 
     def cancel(self) -> None:
         """Ask it to end."""
@@ -47,33 +48,46 @@ class Backend(Protocol):
 
     def start(self, fn: Callable[[], Awaitable[object]], /) -> Job:
         """Run `fn` as a job, in a copy of the current context."""
+        ...
 
     async def finish(self, job: Job, flight: Flight, seconds: float | None = None, /) -> bool:
         """Wait for a job through every cancellation of the current task, each handed to `flight.hold_off`.
 
         After `seconds` give up; tell whether the job has ended.
         """
+        ...
 
     def now(self) -> float:
         """Give the time that timeouts go by, in seconds."""
+        ...
 
     def current_task(self) -> object:
         """Give the running task."""
+        ...
+
+    def stance(self) -> tuple[object, float, int]:
+        """Give the running task, its pressure, and its open nurseries."""
+        ...
 
     def pressure(self) -> float:
         """Count the cancellations that were asked of the current task and are not consumed yet."""
+        ...
 
     def pressure_gauge(self) -> Callable[[], float]:
         """Give what tells `pressure()` of this task, for one who asks often."""
+        ...
 
     def scope_cancelled(self) -> bool:
         """Tell whether an anyio or trio scope around the current task is cancelled."""
+        ...
 
     def open_nurseries(self) -> int:
         """Count the trio nurseries that the current task holds open."""
+        ...
 
     def warm(self) -> None:
         """Import what a cancellation needs, so that it does not take its time from a short grace."""
+        ...
 
 
 _loaded: dict[str, Backend] = {}

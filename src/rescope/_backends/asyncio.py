@@ -30,6 +30,7 @@ __all__ = [
     "pressure",
     "pressure_gauge",
     "scope_cancelled",
+    "stance",
     "start",
     "warm",
 ]
@@ -137,6 +138,11 @@ def _by_scope(exc: CancelledError) -> bool:
 
 def now() -> float:
     return get_running_loop().time()
+
+
+def stance() -> tuple[object, float, int]:
+    task = cast("Task[Any]", current_task())
+    return task, task.cancelling(), 0
 
 
 def pressure() -> float:

@@ -31,6 +31,7 @@ __all__ = [
     "pressure",
     "pressure_gauge",
     "scope_cancelled",
+    "stance",
     "start",
     "warm",
 ]
@@ -97,6 +98,10 @@ async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> b
     except Cancelled as exc:
         flight.hold_off(exc, by_scope=True)
     return job.done
+
+
+def stance() -> tuple[object, float, int]:
+    return current_task(), pressure(), open_nurseries()
 
 
 def pressure() -> float:
