@@ -52,7 +52,7 @@ async def run_out(unwinding: Unwinding, closing: Closing, job: Job, seconds: flo
     job.cancel()
     await backend().finish(job, unwinding.flight, MOMENT)
     error = CloseTimeoutError(closing.resource.name, seconds)
-    unwinding.tell("timed_out", closing, error=error)
+    unwinding.tell("timed_out", closing.resource, error=error)
     _force(unwinding, closing, error)
     if await backend().finish(job, unwinding.flight, MOMENT):
         own = job.take_error()
@@ -60,7 +60,7 @@ async def run_out(unwinding: Unwinding, closing: Closing, job: Job, seconds: flo
             error.__cause__ = own
         elif own is not None and not isinstance(own, backend().Cancelled):
             unwinding.flight.interrupts += (own,)
-    unwinding.failed(closing, error, timed_out=True)
+    unwinding.failed(closing.resource, error, closing.elapsed(), timed_out=True)
     if unwinding.budget is not None:
         unwinding.budget.extend(backend().now() - since)
 
@@ -69,7 +69,7 @@ def _force(unwinding: Unwinding, closing: Closing, error: CloseTimeoutError) -> 
     force = closing.resource.force
     if force is None:
         return
-    unwinding.tell("forced", closing)
+    unwinding.tell("forced", closing.resource)
     try:
         force()
     except BaseException as exc:

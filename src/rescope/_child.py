@@ -29,7 +29,7 @@ class Child(Resource["Scope"]):
 
     __slots__ = ("__weakref__",)
 
-    _straight = False
+    _plain = False
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope, managed, name=scope.name or "scope")
@@ -54,7 +54,7 @@ class Child(Resource["Scope"]):
         if unwinding.budget is not None and own.budget is not None:
             unwinding.budget.extend(own.budget.overtime)
         if own.error is not None:
-            failure = unwinding.failed(closing, own.error)
+            failure = unwinding.failed(self, own.error, closing.elapsed())
             if flight.failure in own.failures:
                 flight.exc, flight.failure = own.error, failure
 

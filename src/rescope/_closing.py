@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -13,6 +14,7 @@ from rescope.exceptions import reason
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from rescope._held import Held
     from rescope._resource import Resource
     from rescope._scope import Scope
 
@@ -29,14 +31,18 @@ class Closing:
     holder: Scope | None = None
     """Of a close out of turn: the scope that held it."""
 
-    def __init__(self, scope: Scope | None, resource: Resource[Any] | None, outer: Closing | None) -> None:
+    def elapsed(self) -> float:
+        """Seconds since this resource began to close."""
+        return perf_counter() - self.since
+
+    def __init__(self, scope: Scope | None, resource: Resource[Any] | None, outer: Closing | Held | None) -> None:
         self.scope = scope
         self.resource: Any = resource
         self.outer = outer
         self.since = 0.0
 
 
-around: ContextVar[Closing | None] = ContextVar("rescope_closing", default=None)
+around: ContextVar[Closing | Held | None] = ContextVar("rescope_closing", default=None)
 """The closing that this code works for. Tasks that a closer starts inherit it, so that closing the same from there
 returns at once instead of waiting for itself."""
 
@@ -58,7 +64,7 @@ async def ended(x: Resource[Any] | Scope) -> None:
     await x._state.wait()
 
 
-def _outwards() -> Iterator[Closing]:
+def _outwards() -> Iterator[Closing | Held]:
     closing = around.get()
     while closing is not None:
         yield closing

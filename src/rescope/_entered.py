@@ -35,7 +35,7 @@ class Entered(Resource[T]):
 
     __slots__ = ("_aexit", "_exit", "_handled", "_here", "_manager", "_nurseries", "_pressure", "_task")
 
-    _straight = False
+    _plain = False
     _in_task = True
 
     def __init__(self, manager: object, name: str | None) -> None:
@@ -112,7 +112,7 @@ class Entered(Resource[T]):
         if seen is not None and (carries(new, seen) or self._consumed(pressure)):
             flight.replaced(new)
         elif isinstance(new, Exception) or unwinding.nobody_asked(new):
-            failure = unwinding.failed(closing, self._explained(new) if elsewhere else new)
+            failure = unwinding.failed(self, self._explained(new) if elsewhere else new, closing.elapsed())
             if failure is not None:
                 flight.failed(failure)
         else:

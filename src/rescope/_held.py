@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from contextvars import Token
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from rescope._closing import CLOSED
+from rescope._closing import CLOSED, CLOSING, around, end
 
 if TYPE_CHECKING:
+    from rescope._closing import Closing
     from rescope._resource import Resource
     from rescope._scope import Scope
 
@@ -27,7 +30,7 @@ class Held(ref["Scope"]):
     is always a live one.
     """
 
-    __slots__ = ("gone", "heir", "places", "values")
+    __slots__ = ("_token", "failures", "gone", "heir", "places", "resource", "since", "values")
 
     places: list[Resource[Any]]
     values: dict[int, Resource[Any] | dict[Resource[Any], None]] | None
@@ -36,6 +39,56 @@ class Held(ref["Scope"]):
     """How many of the places are left behind."""
     heir: Held | None
     """The one to which all of it was handed over."""
+    failures: list[tuple[Resource[Any], BaseException, float]] | None
+    """What plain closers raised, and after how many seconds, until an unwinding takes it on record."""
+
+    # While it calls plain closers, it is the closing of what it is at.
+    resource: Any
+    since: float
+    holder = None
+
+    @property
+    def scope(self) -> Scope | None:
+        """The scope that closes."""
+        return self()
+
+    @property
+    def outer(self) -> Closing | None:
+        """The closing from within which it closes."""
+        outer = self._token.old_value
+        return None if outer is Token.MISSING else outer
+
+    def close_plain(self) -> object:
+        """Call plain closers, the last one first, until one gives something to be seen to: that comes back.
+
+        It also ends where the next is not plain, or none is left. Nearly all that scopes hold is plain: a value and
+        a closer without a bound. One call more for each would be a good part of what it costs.
+        """
+        places = self.places
+        token = self._token = around.set(self)
+        try:
+            while places:
+                resource = places[-1]
+                if not (resource._plain and resource._limits is None and resource._state is self):
+                    return None
+                places.pop()
+                resource._state = CLOSING
+                self.resource = resource
+                self.since = perf_counter()
+                try:
+                    given = resource._close()
+                    if given is not None:
+                        return given
+                except BaseException as exc:
+                    self.failures = self.failures or []
+                    self.failures.append((resource, exc, perf_counter() - self.since))
+                if resource._state is CLOSING:
+                    resource._state = CLOSED
+                else:
+                    end(resource)
+        finally:
+            around.reset(token)
+        return None
 
     def keep(self, handle: Resource[Any]) -> None:
         """Hold one more, as the last."""
@@ -119,7 +172,7 @@ def hold(scope: Scope) -> Held:
     """Let a scope begin to hold."""
     held = Held(scope)
     held.places = []
-    held.values = held.heir = None
+    held.values = held.heir = held.failures = held.resource = None
     held.gone = 0
     return held
 

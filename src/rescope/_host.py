@@ -40,7 +40,7 @@ class Hosted(Resource[T]):
 
     __slots__ = ("_closing", "_dismissed", "_farewell", "_inside", "_job", "_leave", "_manager", "_settled")
 
-    _straight = False
+    _plain = False
     _job: Job
 
     def __init__(self, manager: AbstractAsyncContextManager[T], name: str | None, timeout: float | None) -> None:
@@ -107,7 +107,7 @@ class Hosted(Resource[T]):
 
     def _begin(self, unwinding: Unwinding, closing: Closing) -> Awaitable[None] | None:
         if self._job.done:
-            unwinding.failed(closing, self._death())
+            unwinding.failed(self, self._death(), closing.elapsed())
             return None
         self._dismiss(unwinding.seen(), closing)
         return self._leaving(unwinding, closing)
@@ -115,7 +115,7 @@ class Hosted(Resource[T]):
     async def _leaving(self, unwinding: Unwinding, closing: Closing) -> None:
         error = await unwinding.within(closing, self._job)
         if error is not None:
-            unwinding.failed(closing, error)
+            unwinding.failed(self, error, closing.elapsed())
 
     def _death(self) -> BaseException:
         """Tell why the job ended unasked."""

@@ -31,7 +31,7 @@ class Resource(Generic[T]):
 
     __slots__ = ("_close", "_limits", "_name", "_state", "_value")
 
-    _straight = True
+    _plain = True
     """Whether nothing but its closer has to be called."""
 
     _in_task = False
@@ -119,7 +119,7 @@ class Callback(Resource[None]):
 
     __slots__ = ("_when",)
 
-    _straight = False
+    _plain = False
 
     def __init__(self, close: Callable[..., object], when: Literal["error", "success", "exit"]) -> None:
         super().__init__(None, close)

@@ -282,10 +282,13 @@ class Scope:
         handle: Resource[None] = _new(Resource)
         handle._value = handle._name = handle._limits = None
         handle._close = partial(fn, *args, **kwargs) if args or kwargs else fn
-        if self._held is None or self._teller is not None or self._unwinding is not None:
+        if self._teller is not None or self._unwinding is not None:
             return self._keep(handle)
-        handle._state = self._held
-        self._held.places.append(handle)
+        held = self._held
+        if held is None:
+            held = self._held = hold(self)
+        handle._state = held
+        held.places.append(handle)
         return handle
 
     def on_error(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> Resource[None]:
@@ -339,7 +342,7 @@ class Scope:
         """How the body ended, once the scope closes: `Ok(value)` or `Err(error)`."""
         if self._unwinding is not None:
             return self._unwinding.outcome
-        return SUCCESS if self._state is CLOSED else None
+        return None if self._state is OPEN else SUCCESS
 
     @property
     def cleanup_error(self) -> ResourceCleanupError | None:
@@ -415,7 +418,8 @@ class Scope:
             await ended(self)
 
     async def __aenter__(self) -> Self:
-        self._refuse_closed()
+        if self._state is not OPEN:
+            self._refuse_closed()
         if self._entered:
             msg = f"{self._label()} was entered already: a scope is for one `async with`, open a new one"
             raise RuntimeError(msg)
@@ -429,18 +433,26 @@ class Scope:
             await self.aclose()
             return False
         held = self._held
-        if self._grace is None and not self._concurrent and self._teller is None and self._handle is None:
-            # The plain scope, without a call more than it needs.
-            if held is None and exc is None:
+        if (
+            exc is None
+            and self._grace is None
+            and not self._concurrent
+            and self._teller is None
+            and self._handle is None
+        ):
+            # A plain scope, and a clean body: that is what most are.
+            if held is None:
                 self._state = CLOSED
                 return False
+            attempted = len(held.places) - held.gone
             self._state = CLOSING
-            outcome, flight = (SUCCESS, None) if exc is None else (Err(exc), Flight(exc))
-            self._unwinding = unwinding = Unwinding(self, outcome, flight)
-            if held is not None:
-                unwinding.attempted = len(held.places) - held.gone
-                if not unwinding.straight(held):
-                    await unwinding.run(held)
+            given = held.close_plain()
+            if given is None and not held.places and held.failures is None and self._state is CLOSING:
+                self._held = None
+                self._state = CLOSED
+                return False
+            unwinding = self._unwinding = Unwinding(self, SUCCESS, None, attempted)
+            await unwinding.run(held, given)
             self._settle(unwinding)
             left = unwinding.verdict()
         else:
@@ -479,9 +491,7 @@ class Scope:
     def _start(self, outcome: Result[Any, Any], flight: Flight | None, grace: float | None) -> Unwinding:
         budget = None if grace is None else Budget(grace)
         self._state = CLOSING
-        self._unwinding = unwinding = Unwinding(self, outcome, flight)
-        if self._held is not None:
-            unwinding.attempted = len(self._held.places) - self._held.gone
+        self._unwinding = unwinding = Unwinding(self, outcome, flight, self.size)
         if budget is not None:
             unwinding.budget = budget
         if self._teller is not None:
@@ -567,21 +577,18 @@ class Scope:
         return self._keep(Callback(partial(fn, *args, **kwargs) if args or kwargs else fn, when))
 
     def _find(self, x: object) -> Resource[Any] | None:
-        if isinstance(x, Resource):
-            return x if self._held is not None and x._state is self._held else self._closing(x)
-        handle = None if self._held is None else self._held.find(x)
-        if handle is None and x is not None and self._unwinding is not None:
-            under_way = (closing.resource for closing in self._unwinding.under_way())
-            handle = next((handle for handle in under_way if handle._value is x), None)
-        return handle
-
-    def _closing(self, handle: Resource[Any]) -> Resource[Any] | None:
-        """Give a handle that this scope holds and that is being closed."""
-        if self._held is None or handle.state != "closing":
+        held = self._held
+        if held is None:
             return None
+        if not isinstance(x, Resource):
+            return held.find(x)
+        return x if x._state is held or (x.state == "closing" and self._closes(held, x)) else None
+
+    def _closes(self, held: Held, handle: Resource[Any]) -> bool:
+        """Tell whether a handle that is being closed is one that this scope holds."""
         closings = () if self._unwinding is None else self._unwinding.under_way()
-        under_way = any(handle is closing.resource for closing in closings)
-        return handle if under_way or handle in self._held.places else None
+        now = (held.resource, *(closing.resource for closing in closings))
+        return any(handle is one for one in now) or handle in held.places
 
     def _get(self, x: object) -> Resource[Any]:
         handle = self._find(x)

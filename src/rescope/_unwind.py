@@ -39,12 +39,11 @@ SUCCESS: Ok[None] = Ok(None)
 class Unwinding(Closing):
     """One pass over what a scope holds; itself the closing of what it is at.
 
-    How a kind of resource is closed is asked of its `_begin`. Plain closers without a bound, with nobody to be told,
-    are nearly all there are, and one call more for each is a good part of what they cost: `straight` and `_batch` call
-    them without asking.
+    How a kind of resource is closed is asked of its `_begin`. Plain ones go straight: `Held.close_plain` and `_batch`
+    call their closers without asking.
     """
 
-    __slots__ = ("__dict__", "_flight", "_given", "attempted", "outcome")
+    __slots__ = ("__dict__", "_flight", "attempted", "outcome")
 
     # What few closings need stands here until they do.
     budget: Budget | None = None
@@ -53,14 +52,15 @@ class Unwinding(Closing):
     failures: tuple[Failure, ...] = ()
     teller: Teller | None = None
 
-    def __init__(self, scope: Scope | None, outcome: Result[Any, Any], flight: Flight | None) -> None:
+    def __init__(
+        self, scope: Scope | None, outcome: Result[Any, Any], flight: Flight | None, attempted: int = 1
+    ) -> None:
         self.scope = scope
         self.resource = None
         self.outer = around.get()
         self.outcome = outcome
-        self.attempted = 1
+        self.attempted = attempted
         self._flight = flight
-        self._given: object = None
 
     def seen(self) -> BaseException | None:
         """Give the exception in flight, if any."""
@@ -73,54 +73,34 @@ class Unwinding(Closing):
             self._flight = Flight(None)
         return self._flight
 
-    def straight(self, held: Held) -> bool:
-        """Call plain closers, in the closing task; tell whether that was all, or `run` must go on."""
-        places = held.places
-        token = around.set(self)
-        try:
-            while places:
-                resource = places[-1]
-                if not (resource._straight and resource._limits is None and resource._state is held):
-                    return False
-                places.pop()
-                resource._state = CLOSING
-                self.resource = resource
-                self.since = perf_counter()
-                try:
-                    given = resource._close()
-                    if given is not None:
-                        self._given = given
-                        return False
-                except BaseException as exc:
-                    self.failed(self, exc)
-                if resource._state is CLOSING:
-                    resource._state = CLOSED
-                else:
-                    end(resource)
-        finally:
-            around.reset(token)
-        return True
-
-    async def run(self, held: Held) -> None:
-        """Close all that is held, and what is registered meanwhile."""
+    async def run(self, held: Held, given: object = None) -> None:
+        """Close all that is held, and what is registered meanwhile; `given` is what the last closer gave, if called."""
         scope = cast("Scope", self.scope)
         straight = self.budget is None and self.teller is None and not scope._concurrent
         token = around.set(self)
         try:
-            while held.places or self._given is not None:
-                if self._given is not None:
-                    await self._go_on(held)
-                elif scope._concurrent:
-                    await self._all_at_once(held)
-                elif not (straight and self.straight(held)) and self._given is None:
-                    await self._close_last(held, held.places[-1])
+            while True:
+                if held.failures is not None:
+                    self._take_on_record(held)
+                if given is not None:
+                    await self._go_on(held, held.resource, given)
+                if not held.places:
+                    break
+                given = held.close_plain() if straight else None
+                if given is None and held.places:
+                    await (self._all_at_once(held) if scope._concurrent else self._close_last(held))
         finally:
             around.reset(token)
 
-    async def _go_on(self, held: Held) -> None:
+    def _take_on_record(self, held: Held) -> None:
+        failures, held.failures = held.failures or [], None
+        for resource, exc, elapsed in failures:
+            self.failed(resource, exc, elapsed)
+
+    async def _go_on(self, held: Held, resource: Resource[Any], given: object) -> None:
         """Await what a closer gave: a coroutine in a batch with those that follow, anything else by itself."""
-        resource, given = self.resource, self._given
-        self._given = None
+        self.resource = resource
+        self.since = held.since
         if type(given) is CoroutineType:
             job = backend().start(partial(self._batch, held, resource, given))
             if not job.done:
@@ -128,13 +108,11 @@ class Unwinding(Closing):
             return
         try:
             rest = resource._rest(self, self, given)
+            if rest is not None:
+                await rest
         except BaseException as exc:
-            self.failed(self, exc)
-            rest = None
-        if rest is None:
-            self._closed(self)
-        else:
-            await self._finish(self, rest)
+            self.failed(resource, exc, self.elapsed())
+        self._closed(self)
 
     async def _batch(self, held: Held, resource: Resource[Any], coroutine: Coroutine[Any, Any, Any] | None) -> None:
         """Await a closer, in a task of its own, and the next ones for as long as they are coroutine functions.
@@ -149,7 +127,7 @@ class Unwinding(Closing):
                 if given is not None:
                     reject(given)
             except BaseException as exc:
-                self.failed(self, exc)
+                self.failed(resource, exc, perf_counter() - self.since)
             coroutine = None
             if resource._state is CLOSING:
                 resource._state = CLOSED
@@ -158,7 +136,7 @@ class Unwinding(Closing):
             if not places or pressure():
                 return  # in a task that somebody asked to cancel, the next one would be cut short
             resource = places[-1]
-            if not (resource._straight and resource._limits is None and resource._state is held):
+            if not (resource._plain and resource._limits is None and resource._state is held):
                 return
             code = getattr(resource._close, "__code__", None)
             if not (is_coroutine_function(resource._close) if code is None else code.co_flags & CO_COROUTINE):
@@ -168,8 +146,9 @@ class Unwinding(Closing):
             self.resource = resource
             self.since = perf_counter()
 
-    async def _close_last(self, held: Held, resource: Resource[Any]) -> None:
+    async def _close_last(self, held: Held) -> None:
         """Close the last one, whatever kind it is of."""
+        resource = held.places[-1]
         if resource._state is held:
             held.places.pop()
             self.resource = resource
@@ -178,7 +157,7 @@ class Unwinding(Closing):
                 try:
                     await rest
                 except BaseException as exc:
-                    self.failed(self, exc)
+                    self.failed(resource, exc, self.elapsed())
                 self._closed(self)
         elif resource._state is CLOSED:
             held.trim()
@@ -220,11 +199,11 @@ class Unwinding(Closing):
         resource._state = CLOSING
         closing.since = perf_counter()
         if self.teller is not None:
-            self.tell("closing", closing)
+            self.tell("closing", resource)
         try:
             rest: Awaitable[None] | None = resource._begin(self, closing)
         except BaseException as exc:
-            self.failed(closing, exc)
+            self.failed(closing.resource, exc, closing.elapsed())
             rest = None
         if rest is None:
             self._closed(closing)
@@ -234,13 +213,13 @@ class Unwinding(Closing):
         try:
             await rest
         except BaseException as exc:
-            self.failed(closing, exc)
+            self.failed(closing.resource, exc, closing.elapsed())
         self._closed(closing)
 
     def _closed(self, closing: Closing) -> None:
         end(closing.resource)
         if self.teller is not None:
-            self.tell("closed", closing, elapsed=perf_counter() - closing.since)
+            self.tell("closed", closing.resource, elapsed=closing.elapsed())
 
     async def _wait_beside(self, closing: Closing) -> None:
         """Wait for a resource that somebody else is closing; what it fails with is raised to them."""
@@ -253,7 +232,7 @@ class Unwinding(Closing):
         job = backend().start(fn)
         error = await self.within(closing, job)
         if error is not None:
-            self.failed(closing, error, asked=job.asked)
+            self.failed(closing.resource, error, closing.elapsed(), asked=job.asked)
         else:
             reject(job.value)
 
@@ -275,23 +254,27 @@ class Unwinding(Closing):
 
     def under_way(self) -> tuple[Closing, ...]:
         """Give what is being closed now."""
-        return self.closings or ((self,) if self.resource is not None else ())
+        return self.closings or (self,)
 
     def failed(
-        self, closing: Closing, exc: BaseException, *, asked: bool = False, timed_out: bool = False
+        self,
+        resource: Resource[Any],
+        exc: BaseException,
+        elapsed: float,
+        *,
+        asked: bool = False,
+        timed_out: bool = False,
     ) -> Failure | None:
         """Put on record that a close failed; what is no `Exception` is kept, to be raised when all is closed."""
-        elapsed = perf_counter() - closing.since
-        name = closing.resource.name
         if not asked and self.nobody_asked(exc):
-            error = CloseCancelledError(name)
+            error = CloseCancelledError(resource.name)
             error.__cause__ = exc
             exc = error
-        self.tell("failed", closing, elapsed=elapsed, error=exc)
+        self.tell("failed", resource, elapsed=elapsed, error=exc)
         if not isinstance(exc, Exception):
             self.flight.interrupts += (exc,)
             return None
-        failure = Failure(name, exc, elapsed, timed_out=timed_out)
+        failure = Failure(resource.name, exc, elapsed, timed_out=timed_out)
         self.failures += (failure,)
         return failure
 
@@ -304,14 +287,14 @@ class Unwinding(Closing):
     def tell(
         self,
         kind: EventKind,
-        closing: Closing,
+        resource: Resource[Any],
         *,
         elapsed: float | None = None,
         error: BaseException | None = None,
     ) -> None:
         """Tell `on_event`, if there is one."""
         if self.teller is not None:
-            self.teller.tell(kind, closing.resource.name, elapsed=elapsed, error=error)
+            self.teller.tell(kind, resource.name, elapsed=elapsed, error=error)
 
     def sum_up(self) -> ResourceCleanupError | None:
         """Make one error of all that failed and was not suppressed."""
