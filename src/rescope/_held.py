@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import warnings
 from contextvars import Token
+from functools import partial
+from inspect import CO_COROUTINE
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from rescope._backends import backend
+from rescope._closer import is_coroutine_function, reject
 from rescope._closing import CLOSED, CLOSING, around, end
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from rescope._backends import Job
     from rescope._closing import Closing
     from rescope._resource import Resource
     from rescope._scope import Scope
@@ -39,13 +46,13 @@ class Held(ref["Scope"]):
     """How many of the places are left behind."""
     heir: Held | None
     """The one to which all of it was handed over."""
-    failures: list[tuple[Resource[Any], BaseException, float]] | None
-    """What plain closers raised, and after how many seconds, until an unwinding takes it on record."""
+    failures: list[tuple[Resource[Any], BaseException, float, bool]] | None
+    """What plain closers raised, after how many seconds, and whether somebody asked their task to cancel."""
 
     # While it calls plain closers, it is the closing of what it is at.
     resource: Any
     since: float
-    holder = None
+    holder: Scope | None = None
 
     @property
     def scope(self) -> Scope | None:
@@ -53,7 +60,7 @@ class Held(ref["Scope"]):
         return self()
 
     @property
-    def outer(self) -> Closing | None:
+    def outer(self) -> Closing | Held | None:
         """The closing from within which it closes."""
         outer = self._token.old_value
         return None if outer is Token.MISSING else outer
@@ -80,8 +87,7 @@ class Held(ref["Scope"]):
                     if given is not None:
                         return given
                 except BaseException as exc:
-                    self.failures = self.failures or []
-                    self.failures.append((resource, exc, perf_counter() - self.since))
+                    self._failed(resource, exc, asked=False)
                 if resource._state is CLOSING:
                     resource._state = CLOSED
                 else:
@@ -89,6 +95,48 @@ class Held(ref["Scope"]):
         finally:
             around.reset(token)
         return None
+
+    def await_plain(self, coroutine: Coroutine[Any, Any, Any]) -> Job:
+        """Let a job await what a plain closer gave, and go on with the next ones while they are coroutine functions.
+
+        Calling one of those runs nothing of it yet, while a sync closer belongs to the closing task. The job also ends
+        where somebody asked it to cancel: that is not for the next.
+        """
+        return backend().start(partial(self._batch, coroutine))
+
+    async def _batch(self, coroutine: Coroutine[Any, Any, Any] | None) -> None:
+        around.set(self)
+        places = self.places
+        pressure = backend().pressure_gauge()
+        resource = self.resource
+        while True:
+            try:
+                given = await (coroutine or resource._close())
+                if given is not None:
+                    reject(given)
+            except BaseException as exc:
+                self._failed(resource, exc, asked=pressure() > 0)
+            coroutine = None
+            if resource._state is CLOSING:
+                resource._state = CLOSED
+            else:
+                end(resource)
+            if not places or pressure():
+                return
+            resource = places[-1]
+            if not (resource._plain and resource._limits is None and resource._state is self):
+                return
+            code = getattr(resource._close, "__code__", None)
+            if not (is_coroutine_function(resource._close) if code is None else code.co_flags & CO_COROUTINE):
+                return
+            places.pop()
+            resource._state = CLOSING
+            self.resource = resource
+            self.since = perf_counter()
+
+    def _failed(self, resource: Resource[Any], exc: BaseException, *, asked: bool) -> None:
+        self.failures = self.failures or []
+        self.failures.append((resource, exc, perf_counter() - self.since, asked))
 
     def keep(self, handle: Resource[Any]) -> None:
         """Hold one more, as the last."""

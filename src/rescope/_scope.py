@@ -61,18 +61,18 @@ class Scope:
     `ResourceCleanupError`, with the body's exception as its `__cause__`.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_entered", "_held", "_state", "_unwinding")
-
-    # What few scopes have stands here until they do.
-    _name: str | None = None
-    _grace: float | None = None
-    _concurrent = False
-    _teller: Teller | None = None
-    _handle: weakref.ref[Child] | None = None
-
-    _state: Any
-    _held: Held | None
-    _unwinding: Unwinding | None
+    __slots__ = (
+        "__weakref__",
+        "_concurrent",
+        "_entered",
+        "_grace",
+        "_handle",
+        "_held",
+        "_name",
+        "_state",
+        "_teller",
+        "_unwinding",
+    )
 
     def __init__(
         self,
@@ -82,15 +82,17 @@ class Scope:
         concurrent: bool = False,
         on_event: Callable[[ScopeEvent], object] | None = None,
     ) -> None:
-        self._state = OPEN
-        self._held = self._unwinding = None
+        self._state: Any = OPEN
+        self._name = name
+        self._grace = grace
+        self._concurrent = concurrent
         self._entered = False
+        self._held: Held | None = None
+        self._handle: weakref.ref[Child] | None = None
+        self._teller: Teller | None = None
+        self._unwinding: Unwinding | None = None
         if name is not None or grace is not None or on_event is not None:
             check_scope(name, grace, on_event)
-            self._name = name
-            self._grace = grace
-        if concurrent:
-            self._concurrent = True
         if on_event is not None:
             self._tell_from(Teller(on_event, (name or "scope",)))
 
@@ -447,12 +449,14 @@ class Scope:
             attempted = len(held.places) - held.gone
             self._state = CLOSING
             given = held.close_plain()
-            if given is None and not held.places and held.failures is None and self._state is CLOSING:
+            job = held.await_plain(given) if type(given) is CoroutineType else None
+            done = given is None or (job is not None and job.done)
+            if done and not held.places and held.failures is None and self._state is CLOSING:
                 self._held = None
                 self._state = CLOSED
                 return False
             unwinding = self._unwinding = Unwinding(self, SUCCESS, None, attempted)
-            await unwinding.run(held, given)
+            await unwinding.run(held, given, job)
             self._settle(unwinding)
             left = unwinding.verdict()
         else:

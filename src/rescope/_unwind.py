@@ -9,14 +9,13 @@ nothing but a closer itself can cut a closer short, and the pass always comes to
 from __future__ import annotations
 
 from functools import partial
-from inspect import CO_COROUTINE
 from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, cast
 
 from rescope._backends import backend
 from rescope._budget import Budget, least, run_out
-from rescope._closer import is_coroutine_function, reject
+from rescope._closer import reject
 from rescope._closing import CLOSED, CLOSING, DETACHED, OPEN, Closing, apart, around, end, ended, inside, works_for
 from rescope._flight import Failure, Flight, raise_unchanged, verdict
 from rescope._held import Held
@@ -24,7 +23,7 @@ from rescope._result import Ok, Result
 from rescope.exceptions import CloseCancelledError, cleanup_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     from rescope._backends import Job
     from rescope._resource import Resource
@@ -73,39 +72,41 @@ class Unwinding(Closing):
             self._flight = Flight(None)
         return self._flight
 
-    async def run(self, held: Held, given: object = None) -> None:
-        """Close all that is held, and what is registered meanwhile; `given` is what the last closer gave, if called."""
+    async def run(self, held: Held, given: object = None, job: Job | None = None) -> None:
+        """Close all that is held, and what is registered meanwhile.
+
+        `given` is what a plain closer gave just now, and `job` the task that awaits it.
+        """
         scope = cast("Scope", self.scope)
         straight = self.budget is None and self.teller is None and not scope._concurrent
         token = around.set(self)
         try:
             while True:
+                if job is not None:
+                    await backend().finish(job, self.flight)
+                    given = None
                 if held.failures is not None:
-                    self._take_on_record(held)
+                    self.take_on_record(held)
                 if given is not None:
-                    await self._go_on(held, held.resource, given)
-                if not held.places:
-                    break
-                given = held.close_plain() if straight else None
-                if given is None and held.places:
+                    await self._see_to(held, held.resource, given)
+                elif job is None and held.places:
                     await (self._all_at_once(held) if scope._concurrent else self._close_last(held))
+                given = held.close_plain() if straight else None
+                job = held.await_plain(given) if type(given) is CoroutineType else None
+                if given is None and held.failures is None and not held.places:
+                    break
         finally:
             around.reset(token)
 
-    def _take_on_record(self, held: Held) -> None:
+    def take_on_record(self, held: Held) -> None:
+        """Take over what plain closers failed with."""
         failures, held.failures = held.failures or [], None
-        for resource, exc, elapsed in failures:
-            self.failed(resource, exc, elapsed)
+        for resource, exc, elapsed, asked in failures:
+            self.failed(resource, exc, elapsed, asked=asked)
 
-    async def _go_on(self, held: Held, resource: Resource[Any], given: object) -> None:
-        """Await what a closer gave: a coroutine in a batch with those that follow, anything else by itself."""
-        self.resource = resource
-        self.since = held.since
-        if type(given) is CoroutineType:
-            job = backend().start(partial(self._batch, held, resource, given))
-            if not job.done:
-                await backend().finish(job, self.flight)
-            return
+    async def _see_to(self, held: Held, resource: Resource[Any], given: object) -> None:
+        """Await what a plain closer gave that is no coroutine, or reject it."""
+        self.resource, self.since = resource, held.since
         try:
             rest = resource._rest(self, self, given)
             if rest is not None:
@@ -113,38 +114,6 @@ class Unwinding(Closing):
         except BaseException as exc:
             self.failed(resource, exc, self.elapsed())
         self._closed(self)
-
-    async def _batch(self, held: Held, resource: Resource[Any], coroutine: Coroutine[Any, Any, Any] | None) -> None:
-        """Await a closer, in a task of its own, and the next ones for as long as they are coroutine functions.
-
-        Only those: calling one runs nothing of it yet, while a sync closer belongs to the closing task.
-        """
-        places = held.places
-        pressure = backend().pressure_gauge()
-        while True:
-            try:
-                given = await (coroutine or resource._close())  # type: ignore[misc]
-                if given is not None:
-                    reject(given)
-            except BaseException as exc:
-                self.failed(resource, exc, perf_counter() - self.since)
-            coroutine = None
-            if resource._state is CLOSING:
-                resource._state = CLOSED
-            else:
-                end(resource)
-            if not places or pressure():
-                return  # in a task that somebody asked to cancel, the next one would be cut short
-            resource = places[-1]
-            if not (resource._plain and resource._limits is None and resource._state is held):
-                return
-            code = getattr(resource._close, "__code__", None)
-            if not (is_coroutine_function(resource._close) if code is None else code.co_flags & CO_COROUTINE):
-                return
-            places.pop()
-            resource._state = CLOSING
-            self.resource = resource
-            self.since = perf_counter()
 
     async def _close_last(self, held: Held) -> None:
         """Close the last one, whatever kind it is of."""

@@ -49,10 +49,10 @@ class Job:
     _task: Task[None]
 
     def __init__(self, fn: Callable[[], Awaitable[object]]) -> None:
-        self._fn: Callable[[], Awaitable[object]] | None = fn
+        self._fn = fn
         self._error: BaseException | None = None
-        self.value: Any = None
         self._waiter: Future[None] | None = None
+        self.value: Any = None
         self.done = False
 
     def begin(self) -> None:
@@ -61,13 +61,14 @@ class Job:
             self._task.add_done_callback(self._ended)
 
     async def _run(self) -> None:
-        fn, self._fn = cast("Callable[[], Awaitable[object]]", self._fn), None
         try:
-            self.value = await fn()
+            self.value = await self._fn()
         except BaseException as exc:
             self._error = exc
         self.done = True
-        self.wake()
+        del self._fn
+        if self._waiter is not None:
+            self.wake()
 
     def _ended(self, _: object) -> None:
         """Begin anew where the task was cancelled before its first step (3.11): closers run, cancelled or not."""
