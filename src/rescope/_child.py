@@ -29,8 +29,6 @@ class Child(Resource["Scope"]):
 
     __slots__ = ("__weakref__",)
 
-    _plain = False
-
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope, managed, name=scope.name or "scope")
         scope._handle = weakref.ref(self)

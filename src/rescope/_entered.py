@@ -17,7 +17,7 @@ from rescope._backends import backend
 from rescope._closer import name_of
 from rescope._closing import OPEN
 from rescope._flight import carries, cut_context, three
-from rescope._resource import Resource, managed
+from rescope._resource import SPECIAL, Resource, managed
 from rescope._result import Err
 from rescope.exceptions import WrongTaskError
 
@@ -35,7 +35,6 @@ class Entered(Resource[T]):
 
     __slots__ = ("_aexit", "_exit", "_handled", "_here", "_manager", "_nurseries", "_pressure", "_task")
 
-    _plain = False
     _in_task = True
 
     def __init__(self, manager: object, name: str | None) -> None:
@@ -48,7 +47,7 @@ class Entered(Resource[T]):
         self._value: Any = None
         self._close = managed
         self._name = name
-        self._limits = None
+        self._limits = SPECIAL
         self._state = OPEN
         self._manager: Any = manager
         self._here = here = backend()

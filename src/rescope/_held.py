@@ -75,10 +75,10 @@ class Held(ref["Scope"]):
         token = self._token = around.set(self)
         try:
             while places:
-                resource = places[-1]
-                if not (resource._plain and resource._limits is None and resource._state is self):
+                resource = places.pop()
+                if resource._limits is not None or resource._state is not self:
+                    places.append(resource)
                     return None
-                places.pop()
                 resource._state = CLOSING
                 self.resource = resource
                 self.since = perf_counter()
@@ -124,7 +124,7 @@ class Held(ref["Scope"]):
             if not places or pressure():
                 return
             resource = places[-1]
-            if not (resource._plain and resource._limits is None and resource._state is self):
+            if resource._limits is not None or resource._state is not self:
                 return
             code = getattr(resource._close, "__code__", None)
             if not (is_coroutine_function(resource._close) if code is None else code.co_flags & CO_COROUTINE):

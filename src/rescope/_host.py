@@ -40,7 +40,6 @@ class Hosted(Resource[T]):
 
     __slots__ = ("_closing", "_dismissed", "_farewell", "_inside", "_job", "_leave", "_manager", "_settled")
 
-    _plain = False
     _job: Job
 
     def __init__(self, manager: AbstractAsyncContextManager[T], name: str | None, timeout: float | None) -> None:

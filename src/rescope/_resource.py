@@ -31,9 +31,6 @@ class Resource(Generic[T]):
 
     __slots__ = ("_close", "_limits", "_name", "_state", "_value")
 
-    _plain = True
-    """Whether nothing but its closer has to be called."""
-
     _in_task = False
     """Whether it is bound to the task that registered it."""
 
@@ -52,7 +49,7 @@ class Resource(Generic[T]):
         self._value = value
         self._close = close
         self._name = name
-        self._limits = None if timeout is None and force is None else (timeout, force)
+        self._limits = None if timeout is None and force is None and close is not managed else (timeout, force)
         self._state: Any = OPEN
 
     @property
@@ -114,15 +111,22 @@ class Resource(Generic[T]):
         return None
 
 
+def managed() -> None:
+    """Stand where a closer would: what is held here closes in a way of its own."""
+
+
+SPECIAL = (None, None)
+"""The limits of what has none, but is more than a value and a closer; what is no more than that has `None`."""
+
+
 class Callback(Resource[None]):
     """A cleanup without a value that depends on how the body ended."""
 
     __slots__ = ("_when",)
 
-    _plain = False
-
     def __init__(self, close: Callable[..., object], when: Literal["error", "success", "exit"]) -> None:
         super().__init__(None, close)
+        self._limits = SPECIAL
         self._when = when
 
     def _call(self, outcome: Result[Any, Any]) -> object:
@@ -133,10 +137,6 @@ class Callback(Resource[None]):
             return super()._begin(unwinding, closing)
         unwinding.attempted -= 1
         return None
-
-
-def managed() -> None:
-    """Stand where a closer would: what is held here closes in a way of its own."""
 
 
 @overload

@@ -213,10 +213,11 @@ class Scope:
         if self._state is not OPEN:
             msg = f"{self._label()} is {self.state}: nothing can be entered in it any more"
             raise ScopeClosedError(msg)
-        self._refuse_entered()
+        if self._concurrent or self._handle is not None:
+            self._refuse_entered()
         if name is not None:
             check_options(name, None, None)
-        since = perf_counter()
+        since = None if self._teller is None else perf_counter()
         handle: Entered[Any] = Entered(cm, name)
         value = await type(cm).__aenter__(cm) if handle._aexit is not None else type(cm).__enter__(cm)
         handle.entered(value)
@@ -369,9 +370,8 @@ class Scope:
         Raises `KeyError` if it is not held, `ResourceCleanupError` if it fails to close. A handle that is closed
         already is nothing to do. A cancellation waits until the close has ended.
         """
-        if isinstance(x, Resource) and x._state is CLOSED:
-            return
-        await self._get(x).aclose()
+        under_way = isinstance(x, Resource) and x.state in {"closing", "closed"}
+        await (cast("Resource[Any]", x) if under_way else self._get(x)).aclose()
 
     @overload
     def detach(self, x: Resource[T], /) -> Resource[T]: ...

@@ -120,14 +120,7 @@ class Unwinding(Closing):
         resource = held.places[-1]
         if resource._state is held:
             held.places.pop()
-            self.resource = resource
-            rest = self._begin(self)
-            if rest is not None:
-                try:
-                    await rest
-                except BaseException as exc:
-                    self.failed(resource, exc, self.elapsed())
-                self._closed(self)
+            await self.close(resource)
         elif resource._state is CLOSED:
             held.trim()
         else:
@@ -160,7 +153,11 @@ class Unwinding(Closing):
         self.resource = resource
         rest = self._begin(self)
         if rest is not None:
-            await self._finish(self, rest)
+            try:
+                await rest
+            except BaseException as exc:
+                self.failed(resource, exc, self.elapsed())
+            self._closed(self)
 
     def _begin(self, closing: Closing) -> Awaitable[None] | None:
         """Start one close, in the closing task. What is still to be awaited comes back."""

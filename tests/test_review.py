@@ -1,0 +1,364 @@
+"""What a review with fresh eyes found: closes that overlap, cancellations that met another error, contexts."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Never
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from conftest import ASYNCIO_ONLY
+from rescope import ResourceCleanupError, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import TracebackType
+
+
+class Fault(Exception):
+    """Something that went wrong."""
+
+
+def fail() -> None:
+    msg = "closer"
+    raise Fault(msg)
+
+
+class Manager:
+    """An async context manager whose exit tells that it began, waits for `go`, and may raise."""
+
+    def __init__(self, go: anyio.Event | None = None, error: BaseException | None = None) -> None:
+        self.go = go
+        self.error = error
+        self.inside = anyio.Event()
+        self.leaving = anyio.Event()
+
+    async def __aenter__(self) -> Manager:
+        self.inside.set()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.leaving.set()
+        if self.go is not None:
+            await self.go.wait()
+        if self.error is not None:
+            raise self.error
+
+
+@asynccontextmanager
+async def refuses(after: anyio.Event) -> AsyncIterator[Never]:
+    """Fail to enter, once the other one is inside and the caller waits."""
+    await after.wait()
+    await anyio.lowlevel.checkpoint()
+    msg = "enter"
+    raise Fault(msg)
+    yield
+
+
+# Once: a concurrent scope, where one closer closes another
+
+
+@pytest.mark.parametrize("how", ["release", "aclose"])
+async def test_a_closer_of_a_concurrent_scope_may_close_another_at_its_first_step(how: str) -> None:
+    """Rule 3: one that is closed by its sibling, before its own turn in the same pass has come, is closed once."""
+    log: list[str] = []
+    scope = Scope(concurrent=True)
+
+    async def other() -> None:
+        log.append("other")
+
+    handle = scope.defer(other)
+
+    async def closes_the_other() -> None:
+        await (scope.release(handle) if how == "release" else handle.aclose())
+
+    scope.defer(closes_the_other)
+    await scope.aclose()
+
+    assert log == ["other"]
+
+
+async def test_a_closer_of_a_concurrent_scope_waits_for_another_that_it_closes() -> None:
+    """Rule 3: the one that comes second waits until the other has ended, whichever of them was registered first."""
+    log: list[str] = []
+    scope = Scope(concurrent=True)
+
+    async def slow() -> None:
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+        log.append("slow ended")
+
+    handle = scope.defer(slow)
+
+    async def waits() -> None:
+        await anyio.lowlevel.checkpoint()
+        await handle.aclose()
+        log.append("waited")
+
+    scope.defer(waits)
+    await scope.aclose()
+
+    assert log == ["slow ended", "waited"]
+
+
+async def test_a_closer_of_a_concurrent_scope_may_close_a_child_at_its_first_step() -> None:
+    """Rule 3: the same with a child that takes its time: closed once, and nothing has failed."""
+    log: list[str] = []
+    scope = Scope(concurrent=True)
+    child = scope.child("child")
+
+    async def slow() -> None:
+        await anyio.lowlevel.checkpoint()
+        log.append("slow ended")
+
+    child.defer(slow)
+    scope.defer(child.aclose)
+    await scope.aclose()
+
+    assert log == ["slow ended"]
+
+
+async def test_a_closer_of_a_concurrent_scope_may_not_detach_by_halves() -> None:
+    """While a concurrent scope closes, `detach` of another gives the handle, or `KeyError`; it is closed once."""
+    log: list[str] = []
+    elsewhere = Scope()
+    scope = Scope(concurrent=True)
+    handle = scope.add("value", lambda: log.append("closed")) and scope.resources[0]
+
+    def takes_it() -> None:
+        try:
+            elsewhere.add(scope.detach(handle))
+        except KeyError:
+            log.append("refused")
+
+    scope.defer(takes_it)
+    await scope.aclose()
+    await elsewhere.aclose()
+
+    assert log.count("closed") == 1
+
+
+async def test_a_sync_closer_of_a_child_of_a_concurrent_scope_runs_in_the_closing_tasks_context() -> None:
+    """Rule 9: a sync closer runs in the closing task and its context, also below a concurrent scope."""
+    variable = ContextVar("variable", default="before")
+    token = variable.set("changed")
+
+    async with Scope(concurrent=True) as scope:
+        scope.child().defer(variable.reset, token)
+
+    assert variable.get() == "before"
+
+
+# The manual form in a `finally`
+
+
+async def by_aclose(scope: Scope) -> None:
+    await scope.aclose()
+
+
+async def by_release(scope: Scope) -> None:
+    await scope.release(scope.resources[0])
+
+
+async def by_handle(scope: Scope) -> None:
+    await scope.resources[0].aclose()
+
+
+async def by_block(scope: Scope) -> None:
+    async with scope:
+        pass
+
+
+@pytest.mark.parametrize("close", [by_aclose, by_release, by_handle, by_block])
+async def test_a_cleanup_error_raised_while_another_is_handled_has_that_as_its_context(
+    close: Callable[[Scope], Awaitable[None]],
+) -> None:
+    """`try: ... finally: await scope.aclose()`: what the body raised stays to be seen, as with any other `finally`."""
+    body = Fault("body")
+    scope = Scope()
+    scope.defer(fail)
+
+    with pytest.raises(ResourceCleanupError) as caught:
+        try:
+            raise body
+        finally:
+            await close(scope)
+
+    assert caught.value.__context__ is body
+
+
+# A cancellation that meets another error is not lost
+
+
+async def outcome(task: asyncio.Task[Any]) -> str:
+    await asyncio.wait([task])
+    return "cancelled" if task.cancelled() else type(task.exception()).__name__
+
+
+@pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
+async def test_a_task_cancelled_while_a_shielded_acquire_comes_too_late_is_cancelled() -> None:
+    """The scope was closed meanwhile: the new one is released, and the cancellation goes on, by no error replaced."""
+    log: list[str] = []
+    scope = Scope()
+    started, go = anyio.Event(), anyio.Event()
+
+    async def acquire() -> str:
+        started.set()
+        await go.wait()
+        return "value"
+
+    task = asyncio.create_task(scope.acquire(acquire, log.append, shield=True))
+    await started.wait()
+    task.cancel()
+    await anyio.wait_all_tasks_blocked()
+    await scope.aclose()
+    go.set()
+
+    assert (await outcome(task), log) == ("cancelled", ["value"])
+
+
+@pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
+async def test_a_task_cancelled_while_a_host_that_came_too_late_is_exited_is_cancelled() -> None:
+    """The scope was closed while the manager was entered; the cancellation that comes during its exit is not lost."""
+    scope = Scope()
+    manager = Manager(go=anyio.Event())
+    assert manager.go is not None
+    enter = anyio.Event()
+
+    @asynccontextmanager
+    async def late() -> AsyncIterator[None]:
+        manager.inside.set()
+        await enter.wait()
+        async with manager:
+            yield
+
+    task = asyncio.create_task(scope.host(late()))
+    await manager.inside.wait()
+    await scope.aclose()
+    enter.set()
+    await manager.leaving.wait()
+    task.cancel()
+    await anyio.wait_all_tasks_blocked()
+    manager.go.set()
+
+    assert await outcome(task) == "cancelled"
+
+
+@pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
+async def test_a_task_cancelled_while_host_all_exits_the_others_is_cancelled() -> None:
+    """One failed to enter; the cancellation that comes while the others are exited is not lost."""
+    scope = Scope()
+    manager = Manager(go=anyio.Event())
+    assert manager.go is not None
+
+    task = asyncio.create_task(scope.host_all(manager, refuses(manager.inside)))
+    await manager.leaving.wait()
+    task.cancel()
+    await anyio.wait_all_tasks_blocked()
+    manager.go.set()
+
+    assert await outcome(task) == "cancelled"
+
+
+async def test_an_interrupt_of_an_exit_is_raised_where_host_all_fails() -> None:
+    """What is no `Exception` is never replaced: an interrupt of an exit comes out, though another failed to enter."""
+    scope = Scope()
+    manager = Manager(error=KeyboardInterrupt())
+
+    with pytest.raises(KeyboardInterrupt):
+        await scope.host_all(manager, refuses(manager.inside))
+
+
+async def test_an_interrupt_of_an_exit_is_raised_where_a_host_came_too_late() -> None:
+    """The same where the scope was closed meanwhile."""
+    scope = Scope()
+    entering, go = anyio.Event(), anyio.Event()
+    caught: list[type[BaseException]] = []
+
+    class Late(Manager):
+        async def __aenter__(self) -> Manager:
+            entering.set()
+            await go.wait()
+            return self
+
+    async def hosts() -> None:
+        try:
+            await scope.host(Late(error=KeyboardInterrupt()))
+        except BaseException as exc:
+            caught.append(type(exc))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hosts)
+        await entering.wait()
+        await scope.aclose()
+        go.set()
+
+    assert caught == [KeyboardInterrupt]
+
+
+# Deadlocks
+
+
+@pytest.mark.parametrize("order", ["the task first", "the scope first"])
+async def test_a_hosted_managers_background_task_may_close_the_scope_that_waits_for_it(order: str) -> None:
+    """Its exit waits for its background task, and that closes the scope: neither waits for the other for ever."""
+    log: list[str] = []
+    scope = Scope()
+    go = anyio.Event()
+
+    async def background() -> None:
+        await go.wait()
+        with anyio.move_on_after(1) as patience:
+            await scope.aclose()
+        log.append("hung" if patience.cancelled_caught else "ended")
+
+    @asynccontextmanager
+    async def client() -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(background)
+            yield
+            go.set()
+
+    await scope.host(client())
+    if order == "the task first":
+        go.set()
+        await anyio.wait_all_tasks_blocked()
+    await scope.aclose()
+
+    assert log == ["ended"]
+
+
+# Misuse
+
+
+async def test_a_scope_that_could_not_be_made_goes_quietly() -> None:
+    """An unknown option is a `TypeError` at the call, and nothing else: no `AttributeError` from `__del__`."""
+    with pytest.raises(TypeError):
+        Scope(bogus=1)  # type: ignore[call-arg]
+    gc.collect()
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_generator_function_is_no_closer(kind: str) -> None:
+    """Rule 8: calling one runs nothing of it, so as a closer it would never close: refused, or told as a failure."""
+    log: list[str] = []
+
+    async def asynchronous() -> AsyncIterator[None]:
+        log.append("ran")
+        yield
+
+    def synchronous() -> Any:
+        log.append("ran")
+        yield
+
+    scope = Scope()
+    with pytest.raises((TypeError, ResourceCleanupError)):
+        scope.defer(asynchronous if kind == "async" else synchronous)
+        await scope.aclose()
