@@ -42,12 +42,14 @@ class Child(Resource["Scope"]):
         await self._value.aclose()
 
     def _begin(self, unwinding: Unwinding, closing: Closing) -> Awaitable[None]:
-        grace = least(unwinding.limit(None), self._value._grace)
-        return self._unwind(unwinding, closing, self._value._start(unwinding.outcome, unwinding.flight, grace))
+        child = self._value
+        own = child._start(unwinding.outcome, unwinding.flight, least(unwinding.limit(None), child._grace))
+        given = child._held.close_plain() if child._held is not None and own.straight() else None
+        return self._unwind(unwinding, closing, own, given)
 
-    async def _unwind(self, unwinding: Unwinding, closing: Closing, own: Unwinding) -> None:
+    async def _unwind(self, unwinding: Unwinding, closing: Closing, own: Unwinding, given: object) -> None:
         """Close the child with the parent's outcome; its managers see what is in flight there, and may change it."""
-        await self._value._run(own)
+        await self._value._run(own, given)
         flight = unwinding.flight
         if unwinding.budget is not None and own.budget is not None:
             unwinding.budget.extend(own.budget.overtime)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextvars import ContextVar
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 from rescope._backends import backend
 from rescope._tell import log
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from rescope._held import Held
+    from rescope._host import Hosted
     from rescope._resource import Resource
     from rescope._scope import Scope
 
@@ -42,6 +42,12 @@ class Closing:
         self.since = 0.0
 
 
+class Life(Closing):
+    """Not a close yet: the life of a hosted manager, for those who close from within."""
+
+    __slots__ = ()
+
+
 around: ContextVar[Closing | Held | None] = ContextVar("rescope_closing", default=None)
 """The closing that this code works for. Tasks that a closer starts inherit it, so that closing the same from there
 returns at once instead of waiting for itself."""
@@ -57,7 +63,7 @@ def inside(x: Resource[Any] | Scope) -> bool:
 
 async def ended(x: Resource[Any] | Scope) -> None:
     """Wait until somebody else has closed `x`; not from within, nor where that waits for us: it would never come."""
-    if x._state is CLOSED or inside(x) or _waits_for_us(x):
+    if x._state is CLOSED or inside(x) or _waits_for_us(x) or host_within(x) is not None:
         return
     if x._state is CLOSING:
         x._state = backend().Event()
@@ -82,42 +88,45 @@ def _waits_for_us(x: Resource[Any] | Scope) -> bool:
     return False
 
 
-def works_for(x: Resource[Any] | Scope) -> bool:
-    """Tell whether this runs in a hosted manager that is `x`, or that `x` holds: it can't wait for its own exit."""
+def host_within(x: Resource[Any] | Scope) -> Hosted[Any] | None:
+    """Give the hosted manager that this works for, where it is `x` or `x` holds it: its exit may wait for us."""
     for closing in _outwards():
-        if closing.resource is None or not isinstance(closing.resource._state, ref):
+        if not isinstance(closing, Life):
             continue
-        if closing.resource is x:
-            return True
-        scope = closing.resource._state()
+        host: Hosted[Any] = closing.resource
+        if host is x:
+            return host
+        scope = host.holder()
         while scope is not None:
             if scope is x:
-                return True
+                return host
             scope = scope._parent()
-    return False
+    return None
 
 
-async def apart(close: Callable[[], Awaitable[BaseException | None]]) -> BaseException | None:
-    """Let a task of its own do the closing; waiting for it can be cancelled, and what fails then is logged."""
-    done = backend().Event()
-    alone = False
+async def apart(close: Callable[[], Awaitable[BaseException | None]], host: Hosted[Any]) -> BaseException | None:
+    """Let a task of its own close what holds the manager we work for.
+
+    Waiting for that can be cancelled, and ends when the manager is told to exit, as the exit may wait for us. What
+    fails after that is logged.
+    """
+    waiting = True
 
     async def run() -> BaseException | None:
         try:
             exc = await close()
         finally:
-            done.set()
-        if alone and exc is not None:
-            log(f"closed by a hosted manager that did not wait for it: {reason(exc)}")
+            host.farewell_said.set()
+        if not waiting and exc is not None:
+            log(f"a hosted manager closed what holds it, and did not wait for the end: {reason(exc)}")
         return exc
 
     job = backend().start(run)
     try:
-        await done.wait()
-    except BaseException:
-        alone = True
-        raise
-    return job.take_error() or job.value
+        await host.farewell_said.wait()
+    finally:
+        waiting = False
+    return (job.take_error() or job.value) if job.done else None
 
 
 def end(x: Resource[Any] | Scope) -> None:

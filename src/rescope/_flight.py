@@ -12,9 +12,11 @@ would. It is one of three things, and which one decides what may become of it:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, cast
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from rescope._backends import backend
+from rescope._result import Err, Result
 from rescope._tell import tell_beside
 from rescope.exceptions import CloseFailure
 
@@ -195,19 +197,28 @@ def without(new: BaseException, old: BaseException) -> BaseException | None:
     return cast("BaseException | None", new.split(is_old)[1])
 
 
-def verdict(flight: Flight, error: ResourceCleanupError | None) -> BaseException | None:
+def verdict(flight: Flight, error: ResourceCleanupError | None, outcome: Result[Any, Any]) -> BaseException | None:
     """Give what must come out of a close: nothing, what is in flight, or what went wrong."""
-    if flight.interrupts or flight.exc is not None:
-        interruption = flight.interruption()
-        if interruption is not None:
-            chain(interruption, flight.exc)
-            if error is not None:
-                tell_beside(interruption, error)
-            return interruption
+    interruption = flight.interruption()
+    if interruption is not None:
+        chain(interruption, flight.exc)
+        chain(interruption, _handled_around(outcome))
+        if error is not None:
+            tell_beside(interruption, error)
+        return interruption
     if error is None:
         return flight.exc
-    error.__cause__ = error.__context__ = flight.exc if flight.failure is None else None
+    if flight.exc is not None and flight.failure is None:
+        error.__cause__ = error.__context__ = flight.exc
+    else:
+        chain(error, _handled_around(outcome))
     return error
+
+
+def _handled_around(outcome: Result[Any, Any]) -> BaseException | None:
+    """Give the exception that is being handled around the close, unless it is the body's, which came before."""
+    handled = sys.exception()
+    return None if isinstance(outcome, Err) and outcome.error is handled else handled
 
 
 def raise_unchanged(exc: BaseException) -> NoReturn:

@@ -108,10 +108,11 @@ class Held(ref["Scope"]):
         around.set(self)
         places = self.places
         pressure = backend().pressure_gauge()
-        resource = self.resource
+        resource: Resource[Any] = self.resource
         while True:
             try:
-                given = await (coroutine or resource._close())
+                awaitable: Any = coroutine or resource._close()
+                given = await awaitable
                 if given is not None:
                     reject(given)
             except BaseException as exc:

@@ -17,9 +17,9 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rescope._backends import backend
-from rescope._closing import Closing, around
+from rescope._closing import Life, around
 from rescope._entered import name_of_manager
-from rescope._flight import Flight, carries, three, without
+from rescope._flight import Flight, carries, chain, raise_unchanged, three, without
 from rescope._held import Held
 from rescope._resource import Resource, managed
 from rescope._tell import tell_beside
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from rescope._backends import Event, Job
+    from rescope._closing import Closing
+    from rescope._scope import Scope
     from rescope._unwind import Unwinding
 
 T = TypeVar("T")
@@ -38,7 +40,17 @@ T = TypeVar("T")
 class Hosted(Resource[T]):
     """The handle of a hosted manager."""
 
-    __slots__ = ("_closing", "_dismissed", "_farewell", "_inside", "_job", "_leave", "_manager", "_settled")
+    __slots__ = (
+        "_closing",
+        "_dismissed",
+        "_farewell",
+        "_inside",
+        "_job",
+        "_leave",
+        "_manager",
+        "_settled",
+        "farewell_said",
+    )
 
     _job: Job
 
@@ -48,13 +60,14 @@ class Hosted(Resource[T]):
         self._inside = False
         self._settled: Event | None = None
         self._leave = backend().Event()
+        self.farewell_said = backend().Event()
         self._dismissed = False
         self._farewell: BaseException | None = None
         self._closing: Closing | None = None
 
     async def _live(self) -> None:
         kind: Any = type(self._manager)
-        around.set(Closing(None, self, around.get()))  # so that whoever closes from in here is known
+        around.set(Life(None, self, around.get()))
         try:
             self._value = await kind.__aenter__(self._manager)
             self._inside = True
@@ -95,14 +108,21 @@ class Hosted(Resource[T]):
         if exc is not None and not self._dismissed and not suppressed:
             raise exc
 
+    def holder(self) -> Scope | None:
+        """Give the scope that holds it, also while that closes."""
+        if type(self._state) is Held:
+            return self._state()
+        return None if self._closing is None else self._closing.scope or self._closing.holder
+
     def _tell_death(self, error: BaseException | None) -> None:
-        scope = self._state() if type(self._state) is Held else None
+        scope = self.holder()
         if scope is not None and scope._teller is not None:
             scope._teller.tell("died", self.name, error=error)
 
     def _dismiss(self, farewell: BaseException | None, closing: Closing | None = None) -> None:
         self._dismissed, self._farewell, self._closing = True, farewell, closing
         self._leave.set()
+        self.farewell_said.set()
 
     def _begin(self, unwinding: Unwinding, closing: Closing) -> Awaitable[None] | None:
         if self._job.done:
@@ -150,7 +170,10 @@ async def move_in(hosts: Sequence[Hosted[Any]]) -> None:
 
 
 async def move_out(hosts: Sequence[Hosted[Any]], exc: BaseException) -> None:
-    """End hosts because of `exc`, which is going to be raised: exit those inside, cancel those that enter."""
+    """End hosts because of `exc`, which is going to be raised: exit those inside, cancel those that enter.
+
+    What comes meanwhile and no error may replace is raised here.
+    """
     for host in hosts:
         host._dismiss(exc)
         if not host._inside:
@@ -160,10 +183,18 @@ async def move_out(hosts: Sequence[Hosted[Any]], exc: BaseException) -> None:
     for host in hosts:
         await backend().finish(host._job, flight)
         error = host._job.take_error()
-        if isinstance(error, Exception) and not carries(error, exc):
+        if error is None or carries(error, exc) or isinstance(error, backend().Cancelled):
+            continue
+        if isinstance(error, Exception):
             failures.append(CloseFailure(host.name, error, 0.0))
+        else:
+            flight.interrupts += (error,)
+    out = flight.interruption() or exc
     if failures:
-        tell_beside(exc, cleanup_error(failures, None, scope=None, attempted=len(hosts)))
+        tell_beside(out, cleanup_error(failures, None, scope=None, attempted=len(hosts)))
+    if out is not exc:
+        chain(out, exc)
+        raise_unchanged(out)
 
 
 def _one_of(errors: list[BaseException]) -> BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cast, overload
 
 from rescope import _unwind
@@ -105,6 +106,9 @@ class Resource(Generic[T]):
 
     def _rest(self, unwinding: Unwinding, closing: Closing, result: object) -> Awaitable[None] | None:
         """Give what is still to be awaited of what a closer returned."""
+        if isinstance(result, GeneratorType | AsyncGeneratorType):
+            msg = f"{name_of(self._close)} is a generator function: calling it ran nothing, so nothing was closed"
+            raise TypeError(msg)
         if is_awaitable(result):
             return unwinding.in_time(closing, partial(awaited, cast("Awaitable[object]", result)))
         reject(result)

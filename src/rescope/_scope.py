@@ -19,9 +19,9 @@ from rescope._closer import (
     find_closer,
     is_awaitable,
 )
-from rescope._closing import CLOSED, CLOSING, DETACHED, OPEN, apart, around, end, ended, works_for
+from rescope._closing import CLOSED, CLOSING, DETACHED, OPEN, apart, around, end, ended, host_within
 from rescope._entered import Entered, check_manager
-from rescope._flight import Flight, raise_unchanged
+from rescope._flight import Flight, chain, raise_unchanged
 from rescope._held import Held, hold, tell_dropped
 from rescope._host import Hosted, move_in, move_out
 from rescope._resource import Callback, Resource
@@ -192,9 +192,14 @@ class Scope:
         if is_awaitable(value):
             value = await (_through(value, flight) if shield else value)
         handle = Resource(value, partial(release, value), name=name, timeout=timeout, force=force)
-        if self._state is CLOSED:
-            await self._give_back(handle)
-        self._keep(handle, since)
+        try:
+            if self._state is CLOSED:
+                await self._give_back(handle)
+            self._keep(handle, since)
+        except ScopeClosedError as error:
+            if flight.exc is None:
+                raise
+            chain(flight.exc, error)
         if flight.exc is not None:
             raise_unchanged(flight.exc)
         return value
@@ -409,8 +414,9 @@ class Scope:
         `ResourceCleanupError` to the caller that closes. A cancellation waits until all is closed, then it is raised.
         """
         if self._state is OPEN:
-            alone = around.get() is not None and works_for(self)
-            exc = await (apart(partial(self._close, SUCCESS, None)) if alone else self._close(SUCCESS, None))
+            host = None if around.get() is None else host_within(self)
+            close = partial(self._close, SUCCESS, None)
+            exc = await (close() if host is None else apart(close, host))
             if exc is not None:
                 try:
                     raise_unchanged(exc)
@@ -471,17 +477,21 @@ class Scope:
             del left
 
     def __del__(self) -> None:
-        if self._held is not None and self._held.places:
+        held = getattr(self, "_held", None)  # none where it could not be made
+        if held is not None and held.places:
             try:
-                tell_dropped(self._label(), self._held)
+                tell_dropped(self._label(), held)
             finally:
-                self._held.places, self._held.values = [], None
+                held.places, held.values = [], None
 
     # What the rest of the house uses
 
     async def _close(self, outcome: Result[Any, Any], raised: BaseException | None) -> BaseException | None:
         """Close it with that outcome, and give what must come out: what was raised, something else, or nothing."""
         handle = None if self._handle is None else self._handle()
+        if handle is not None and handle.state == "closing":  # the parent is about to close it
+            await ended(handle)
+            return raised
         leaving = None if handle is None else Leaving(handle)
         unwinding = self._start(outcome, None if raised is None else Flight(raised), self._grace)
         if leaving is not None:
@@ -502,9 +512,9 @@ class Scope:
             unwinding.teller = self._teller
         return unwinding
 
-    async def _run(self, unwinding: Unwinding) -> None:
+    async def _run(self, unwinding: Unwinding, given: object = None) -> None:
         if self._held is not None:
-            await unwinding.run(self._held)
+            await unwinding.run(self._held, given)
         self._settle(unwinding)
 
     def _settle(self, unwinding: Unwinding) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rescope._backends import backend
 from rescope._budget import Budget, least, run_out
 from rescope._closer import reject
-from rescope._closing import CLOSED, CLOSING, DETACHED, OPEN, Closing, apart, around, end, ended, inside, works_for
+from rescope._closing import CLOSED, CLOSING, DETACHED, OPEN, Closing, apart, around, end, ended, host_within, inside
 from rescope._flight import Failure, Flight, raise_unchanged, verdict
 from rescope._held import Held
 from rescope._result import Ok, Result
@@ -78,7 +78,7 @@ class Unwinding(Closing):
         `given` is what a plain closer gave just now, and `job` the task that awaits it.
         """
         scope = cast("Scope", self.scope)
-        straight = self.budget is None and self.teller is None and not scope._concurrent
+        straight = self.straight()
         token = around.set(self)
         try:
             while True:
@@ -97,6 +97,11 @@ class Unwinding(Closing):
                     break
         finally:
             around.reset(token)
+
+    def straight(self) -> bool:
+        """Tell whether plain closers may be called without asking."""
+        scope = cast("Scope", self.scope)
+        return self.budget is None and self.teller is None and not scope._concurrent
 
     def take_on_record(self, held: Held) -> None:
         """Take over what plain closers failed with."""
@@ -120,6 +125,7 @@ class Unwinding(Closing):
         resource = held.places[-1]
         if resource._state is held:
             held.places.pop()
+            resource._state = CLOSING
             await self.close(resource)
         elif resource._state is CLOSED:
             held.trim()
@@ -131,6 +137,8 @@ class Unwinding(Closing):
         mine = [resource for resource in held.places if resource._state is held]
         others = [resource for resource in held.handles() if resource._state is not held]
         self.closings = tuple(Closing(self.scope, resource, self) for resource in reversed(mine))
+        for resource in mine:
+            resource._state = CLOSING
         held.places.clear()
         held.gone = -len(others)
         jobs = [backend().start(partial(self._wait_beside, Closing(self.scope, other, self))) for other in others]
@@ -138,6 +146,7 @@ class Unwinding(Closing):
             self.resource = closing.resource
             if (rest := self._begin(closing)) is not None:
                 jobs.append(backend().start(partial(self._apart, closing, rest)))
+        self.resource = None
         for job in jobs:
             await backend().finish(job, self.flight)
         for closing in self.closings:
@@ -162,7 +171,6 @@ class Unwinding(Closing):
     def _begin(self, closing: Closing) -> Awaitable[None] | None:
         """Start one close, in the closing task. What is still to be awaited comes back."""
         resource = closing.resource
-        resource._state = CLOSING
         closing.since = perf_counter()
         if self.teller is not None:
             self.tell("closing", resource)
@@ -271,9 +279,7 @@ class Unwinding(Closing):
     def verdict(self) -> BaseException | None:
         """Give what must come out of it all: what is in flight, something else, or nothing. Keep nothing more of it."""
         flight, self._flight = self._flight, None
-        if flight is None:
-            return self.error
-        return verdict(flight, self.error)
+        return verdict(flight or Flight(None), self.error, self.outcome)
 
 
 async def close_now(resource: Resource[Any]) -> None:
@@ -282,8 +288,8 @@ async def close_now(resource: Resource[Any]) -> None:
     if type(state) is not Held and state is not OPEN and state is not DETACHED:
         await ended(resource)
         return
-    alone = around.get() is not None and works_for(resource)
-    exc = await (apart(partial(_close_one, resource)) if alone else _close_one(resource))
+    host = None if around.get() is None else host_within(resource)
+    exc = await (_close_one(resource) if host is None else apart(partial(_close_one, resource), host))
     if exc is not None:
         try:
             raise_unchanged(exc)
@@ -296,6 +302,7 @@ async def _close_one(resource: Resource[Any]) -> BaseException | None:
     unwinding = Unwinding(None, SUCCESS, None)
     if held is not None and (scope := held()) is not None:
         unwinding.teller, unwinding.holder = scope._teller, scope
+    resource._state = CLOSING
     token = around.set(unwinding)
     try:
         await unwinding.close(resource)
