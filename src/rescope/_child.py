@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from rescope._budget import least
-from rescope._closing import CLOSED, CLOSING, end
+from rescope._closing import CLOSING, end
 from rescope._held import Held
 from rescope._resource import Resource, managed
 
@@ -81,7 +81,6 @@ class Leaving:
             if error is not None:
                 self.teller.tell("failed", self.handle.name, elapsed=elapsed, error=error)
             self.teller.tell("closed", self.handle.name, elapsed=elapsed)
-        if self.handle._state is not CLOSED:
-            end(self.handle)
-            if self.held is not None:
-                self.held.leave(self.handle)
+        end(self.handle)
+        if self.held is not None:
+            self.held.leave(self.handle)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from rescope._closing import Closing
+    from rescope._flight import Failure
     from rescope._unwind import Unwinding
 
 T = TypeVar("T")
@@ -112,8 +113,7 @@ class Entered(Resource[T]):
             flight.replaced(new)
         elif isinstance(new, Exception) or unwinding.nobody_asked(new):
             failure = unwinding.failed(self, self._explained(new) if elsewhere else new, closing.elapsed())
-            if failure is not None:
-                flight.failed(failure)
+            flight.failed(cast("Failure", failure))
         else:
             flight.interrupted(new)
 

@@ -88,10 +88,7 @@ class Held(ref["Scope"]):
                         return given
                 except BaseException as exc:
                     self._failed(resource, exc, asked=False)
-                if resource._state is CLOSING:
-                    resource._state = CLOSED
-                else:
-                    end(resource)
+                resource._state = CLOSED  # nobody can have begun to wait for it
         finally:
             around.reset(token)
         return None

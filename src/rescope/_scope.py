@@ -514,6 +514,8 @@ class Scope:
 
     async def _run(self, unwinding: Unwinding, given: object = None) -> None:
         if self._held is not None:
+            if given is None and unwinding.straight():
+                given = self._held.close_plain()
             await unwinding.run(self._held, given)
         self._settle(unwinding)
 

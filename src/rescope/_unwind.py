@@ -82,17 +82,18 @@ class Unwinding(Closing):
         token = around.set(self)
         try:
             while True:
+                if job is None and type(given) is CoroutineType:
+                    job = held.await_plain(given)
                 if job is not None:
                     await backend().finish(job, self.flight)
-                    given = None
                 if held.failures is not None:
                     self.take_on_record(held)
-                if given is not None:
+                if job is None and given is not None:
                     await self._see_to(held, held.resource, given)
                 elif job is None and held.places:
                     await (self._all_at_once(held) if scope._concurrent else self._close_last(held))
+                job = None
                 given = held.close_plain() if straight else None
-                job = held.await_plain(given) if type(given) is CoroutineType else None
                 if given is None and held.failures is None and not held.places:
                     break
         finally:
