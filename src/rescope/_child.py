@@ -49,7 +49,10 @@ class Child(Resource["Scope"]):
 
     async def _unwind(self, unwinding: Unwinding, closing: Closing, own: Unwinding, given: object) -> None:
         """Close the child with the parent's outcome; its managers see what is in flight there, and may change it."""
-        await self._value._run(own, given)
+        child = self._value
+        if child._held is not None:
+            await own.run(child._held, given)
+        child._settle(own)
         flight = unwinding.flight
         if unwinding.budget is not None and own.budget is not None:
             unwinding.budget.extend(own.budget.overtime)

@@ -496,7 +496,10 @@ class Scope:
         unwinding = self._start(outcome, None if raised is None else Flight(raised), self._grace)
         if leaving is not None:
             unwinding.holder = leaving.parent
-        await self._run(unwinding)
+        if self._held is not None:
+            given = self._held.close_plain() if unwinding.straight() else None
+            await unwinding.run(self._held, given)
+        self._settle(unwinding)
         if leaving is not None:
             unwinding.holder = None
             leaving.end(unwinding.error)
@@ -511,13 +514,6 @@ class Scope:
         if self._teller is not None:
             unwinding.teller = self._teller
         return unwinding
-
-    async def _run(self, unwinding: Unwinding, given: object = None) -> None:
-        if self._held is not None:
-            if given is None and unwinding.straight():
-                given = self._held.close_plain()
-            await unwinding.run(self._held, given)
-        self._settle(unwinding)
 
     def _settle(self, unwinding: Unwinding) -> None:
         if unwinding.failures:

@@ -124,15 +124,22 @@ class Unwinding(Closing):
     async def _close_last(self, held: Held) -> None:
         """Close the last one, whatever kind it is of."""
         resource = held.places[-1]
-        if resource._state is held:
-            held.places.pop()
-            resource._state = CLOSING
-            await self.close(resource)
-        elif resource._state is CLOSED:
+        if resource._state is CLOSED:
             held.trim()
-        else:
+        elif resource._state is not held:
             held.pass_over()
             await self._wait_beside(Closing(self.scope, resource, self))
+        else:
+            held.places.pop()
+            resource._state = CLOSING
+            self.resource = resource
+            rest = self.begin(self)
+            if rest is not None:
+                try:
+                    await rest
+                except BaseException as exc:
+                    self.failed(resource, exc, self.elapsed())
+                self._closed(self)
 
     async def _all_at_once(self, held: Held) -> None:
         mine = [resource for resource in held.places if resource._state is held]
@@ -145,7 +152,7 @@ class Unwinding(Closing):
         jobs = [backend().start(partial(self._wait_beside, Closing(self.scope, other, self))) for other in others]
         for closing in self.closings:
             self.resource = closing.resource
-            if (rest := self._begin(closing)) is not None:
+            if (rest := self.begin(closing)) is not None:
                 jobs.append(backend().start(partial(self._apart, closing, rest)))
         self.resource = None
         for job in jobs:
@@ -156,20 +163,9 @@ class Unwinding(Closing):
 
     async def _apart(self, closing: Closing, rest: Awaitable[None]) -> None:
         around.set(closing)
-        await self._finish(closing, rest)
+        await self.finish(closing, rest)
 
-    async def close(self, resource: Resource[Any]) -> None:
-        """Close one that is off its place."""
-        self.resource = resource
-        rest = self._begin(self)
-        if rest is not None:
-            try:
-                await rest
-            except BaseException as exc:
-                self.failed(resource, exc, self.elapsed())
-            self._closed(self)
-
-    def _begin(self, closing: Closing) -> Awaitable[None] | None:
+    def begin(self, closing: Closing) -> Awaitable[None] | None:
         """Start one close, in the closing task. What is still to be awaited comes back."""
         resource = closing.resource
         closing.since = perf_counter()
@@ -184,7 +180,8 @@ class Unwinding(Closing):
             self._closed(closing)
         return rest
 
-    async def _finish(self, closing: Closing, rest: Awaitable[None]) -> None:
+    async def finish(self, closing: Closing, rest: Awaitable[None]) -> None:
+        """Await the rest of one close."""
         try:
             await rest
         except BaseException as exc:
@@ -306,7 +303,10 @@ async def _close_one(resource: Resource[Any]) -> BaseException | None:
     resource._state = CLOSING
     token = around.set(unwinding)
     try:
-        await unwinding.close(resource)
+        unwinding.resource = resource
+        rest = unwinding.begin(unwinding)
+        if rest is not None:
+            await unwinding.finish(unwinding, rest)
     finally:
         around.reset(token)
     if held is not None:
