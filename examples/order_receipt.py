@@ -28,7 +28,7 @@ from time import perf_counter
 import anyio
 from anyio.to_thread import run_sync as in_thread
 
-from rescope import Err, Ok, ResourceCleanupError, Result, Scope
+from rescope import Err, Ok, ResourceCleanupError, Result, Scope, with_scope
 from rescope.events import ScopeEvent
 
 SCHEMA = """
@@ -137,22 +137,35 @@ async def fulfil(scope: Scope, shop: Shop, order: Order) -> Result[int, UnknownC
 async def run_order(shop: Shop, order: Order) -> None:
     """Run one order in a scope, and print the life of that scope."""
     events: list[ScopeEvent] = []
-    scope = Scope(order.number, on_event=events.append)
     started = perf_counter()
+    result: Result[int, Exception]
     try:
-        async with scope:
-            # An `Err` that is unwrapped in the scope fails it, as an exception does.
-            cents = (await fulfil(scope, shop, order)).unwrap()
-        outcome = f"sold for {cents / 100:.2f}: committed, and the receipt is in the bucket"
-    except ResourceCleanupError as error:
-        outcome = "TO BE SEEN TO: " + ", ".join(f"{failure.name}: {failure.exception}" for failure in error.failures)
+        result = await with_scope(fulfil, shop, order, name=order.number, on_event=events.append)
     except Exception as error:
-        outcome = f"not sold: {error} ({type(error).__name__})"
+        result = Err(error)
     elapsed = perf_counter() - started
 
     print("\n" + f"order {order.number}: {order.pieces} x {order.item} for {order.customer}".ljust(58) + ms(elapsed))
-    print_life(events, succeeded=scope.outcome is not None and scope.outcome.ok)
-    print(f"    => {outcome}")
+    print_life(events, succeeded=is_sold(result))
+    print(f"    => {in_words(result)}")
+
+
+def is_sold(result: Result[int, Exception]) -> bool:
+    """Tell whether the order was committed: a cleanup that failed after that changes nothing."""
+    if isinstance(result, Err) and isinstance(result.error, ResourceCleanupError):
+        return result.error.original_result is not None and result.error.original_result.ok
+    return isinstance(result, Ok)
+
+
+def in_words(result: Result[int, Exception]) -> str:
+    """Say what became of an order."""
+    match result:
+        case Ok(cents):
+            return f"sold for {cents / 100:.2f}: committed, and the receipt is in the bucket"
+        case Err(ResourceCleanupError() as error):
+            return "TO BE SEEN TO: " + ", ".join(f"{failure.name}: {failure.exception}" for failure in error.failures)
+        case Err(error):
+            return f"not sold: {error} ({type(error).__name__})"
 
 
 def print_life(events: list[ScopeEvent], *, succeeded: bool) -> None:
