@@ -34,31 +34,35 @@ T = TypeVar("T")
 class Entered(Resource[T]):
     """The handle of an entered manager."""
 
-    __slots__ = ("_aexit", "_exit", "_handled", "_here", "_manager", "_nurseries", "_pressure", "_task")
+    __slots__ = ("_aenter", "_aexit", "_handled", "_here", "_manager", "_opened", "_stance")
+
+    _aenter: Callable[..., Any] | None
+    _aexit: Callable[..., Any] | None
 
     _in_task = True
 
-    def __init__(self, manager: object, name: str | None) -> None:
+    def __init__(self, manager: Any, name: str | None) -> None:
         """Note where it is entered; what a `with` statement needs is looked up on the type."""
         kind = type(manager)
-        self._aexit = getattr(kind, "__aexit__", None) if hasattr(kind, "__aenter__") else None
-        self._exit = getattr(kind, "__exit__", None) if self._aexit is None else None
-        if self._aexit is None and (self._exit is None or not hasattr(kind, "__enter__")):
+        try:
+            self._aenter, self._aexit = kind.__aenter__, kind.__aexit__
+        except AttributeError:
             check_manager(manager)
+            self._aenter = self._aexit = None
         self._value: Any = None
         self._close = managed
         self._name = name
         self._limits = SPECIAL
         self._state = OPEN
-        self._manager: Any = manager
+        self._manager = manager
         self._here = here = backend()
-        self._task, self._pressure, self._nurseries = here.stance()
+        self._stance = here.stance()
         self._handled = sys.exception()
 
     def entered(self, value: T) -> None:
         """Note what it gave, and what it opened."""
         self._value = value
-        self._nurseries = self._here.open_nurseries() - self._nurseries
+        self._opened = self._here.open_nurseries() - self._stance[2]
 
     def _default_name(self) -> str:
         return name_of_manager(self._manager)
@@ -69,23 +73,25 @@ class Entered(Resource[T]):
     async def _leave(self, unwinding: Unwinding, closing: Closing) -> None:
         """Exit the manager with what is in flight, and see what it leaves."""
         seen = unwinding.seen()
-        elsewhere = self._here.current_task() is not self._task
+        elsewhere = self._here.current_task() is not self._stance[0]
         pressure = self._here.pressure() if isinstance(seen, self._here.Cancelled) else 0
         try:
             if elsewhere:
                 self._refuse_elsewhere()
-            if seen is None or seen is sys.exception():
+            if seen is None and self._aexit is not None:
+                await self._aexit(self._manager, None, None, None)
+            elif seen is None or seen is sys.exception():
                 suppressed = await self._aexit(self._manager, *three(seen)) if self._aexit else self._exit_sync(seen)
-            else:
-                suppressed = await self._exit_handling(seen)
-            if suppressed and seen is not None:
+                if suppressed and seen is not None:
+                    unwinding.flight.suppressed()
+            elif await self._exit_handling(seen):
                 unwinding.flight.suppressed()
         except BaseException as new:
             self._raised(unwinding, closing, new, elsewhere=elsewhere, pressure=pressure)
         self._handled = None
 
     def _exit_sync(self, exc: BaseException | None) -> object:
-        return cast("Callable[..., object]", self._exit)(self._manager, *three(exc))
+        return type(self._manager).__exit__(self._manager, *three(exc))
 
     async def _exit_handling(self, exc: BaseException) -> object:
         """Exit while Python handles what is in flight, not what the body raised: so all contexts are right."""
@@ -98,7 +104,7 @@ class Entered(Resource[T]):
 
     def _refuse_elsewhere(self) -> None:
         """Leave a nursery alone that was opened in another task: to exit it here would crash the whole run."""
-        if self._nurseries:
+        if self._opened:
             raise self._wrong_task()
 
     def _raised(
@@ -119,7 +125,7 @@ class Entered(Resource[T]):
 
     def _consumed(self, before: float) -> bool:
         """Tell whether the cancellation in flight was the manager's own, and it has consumed it in its exit."""
-        return before > (now := self._here.pressure()) and now <= self._pressure
+        return before > (now := self._here.pressure()) and now <= self._stance[1]
 
     def _explained(self, exc: BaseException) -> BaseException:
         if isinstance(exc, WrongTaskError):
@@ -129,7 +135,7 @@ class Entered(Resource[T]):
         return error
 
     def _wrong_task(self) -> WrongTaskError:
-        here, there = task_name(self._here.current_task()), task_name(self._task)
+        here, there = task_name(self._here.current_task()), task_name(self._stance[0])
         msg = (
             f"{self.name} was entered in task {there!r} and can't be exited in task {here!r}: "
             "use `await scope.host(...)` for a manager that may be closed from any task"

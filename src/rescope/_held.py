@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from contextvars import Token
-from functools import partial
 from inspect import CO_COROUTINE
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,7 @@ class Held(ref["Scope"]):
     is always a live one.
     """
 
-    __slots__ = ("_token", "failures", "gone", "heir", "places", "resource", "since", "values")
+    __slots__ = ("_given", "_token", "failures", "gone", "heir", "places", "resource", "since", "values")
 
     places: list[Resource[Any]]
     values: dict[int, Resource[Any] | dict[Resource[Any], None]] | None
@@ -52,6 +51,7 @@ class Held(ref["Scope"]):
     # While it calls plain closers, it is the closing of what it is at.
     resource: Any
     since: float
+    _given: Coroutine[Any, Any, Any]
     holder: Scope | None = None
 
     @property
@@ -99,10 +99,12 @@ class Held(ref["Scope"]):
         Calling one of those runs nothing of it yet, while a sync closer belongs to the closing task. The job also ends
         where somebody asked it to cancel: that is not for the next.
         """
-        return backend().start(partial(self._batch, coroutine))
+        self._given = coroutine
+        return backend().start(self._batch)
 
-    async def _batch(self, coroutine: Coroutine[Any, Any, Any] | None) -> None:
+    async def _batch(self) -> None:
         around.set(self)
+        coroutine: Coroutine[Any, Any, Any] | None = self._given
         places = self.places
         pressure = backend().pressure_gauge()
         resource: Resource[Any] = self.resource

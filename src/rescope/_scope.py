@@ -224,7 +224,7 @@ class Scope:
             check_options(name, None, None)
         since = None if self._teller is None else perf_counter()
         handle: Entered[Any] = Entered(cm, name)
-        value = await type(cm).__aenter__(cm) if handle._aexit is not None else type(cm).__enter__(cm)
+        value = await handle._aenter(cm) if handle._aenter is not None else type(cm).__enter__(cm)
         handle.entered(value)
         if self._state is not OPEN:
             await self._give_back(handle)

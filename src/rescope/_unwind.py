@@ -79,6 +79,7 @@ class Unwinding(Closing):
         """
         scope = cast("Scope", self.scope)
         straight = self.straight()
+        places = held.places
         token = around.set(self)
         try:
             while True:
@@ -90,11 +91,14 @@ class Unwinding(Closing):
                     self.take_on_record(held)
                 if job is None and given is not None:
                     await self._see_to(held, held.resource, given)
-                elif job is None and held.places:
-                    await (self._all_at_once(held) if scope._concurrent else self._close_last(held))
-                job = None
-                given = held.close_plain() if straight else None
-                if given is None and held.failures is None and not held.places:
+                elif job is None and scope._concurrent:
+                    await self._all_at_once(held)
+                elif job is None and places:
+                    await self._close_last(held)
+                given = job = None
+                if straight and places and places[-1]._limits is None:
+                    given = held.close_plain()
+                if given is None and held.failures is None and not places:
                     break
         finally:
             around.reset(token)

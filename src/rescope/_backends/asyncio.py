@@ -38,7 +38,8 @@ __all__ = [
 Cancelled = CancelledError
 
 # A task that starts at once (3.12) costs next to nothing when its coroutine doesn't suspend.
-_EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+_EAGER = sys.version_info >= (3, 12)
+_Task: Any = Task
 
 
 class Job:
@@ -56,7 +57,8 @@ class Job:
         self.done = False
 
     def begin(self) -> None:
-        self._task = Task(self._run(), loop=get_running_loop(), **_EAGER)
+        loop = get_running_loop()
+        self._task = _Task(self._run(), loop=loop, eager_start=True) if _EAGER else Task(self._run(), loop=loop)
         if not self.done:
             self._task.add_done_callback(self._ended)
 
