@@ -77,24 +77,20 @@ class Unwinding(Closing):
 
         `given` is what a plain closer gave just now, and `job` the task that awaits it.
         """
-        scope = cast("Scope", self.scope)
+        close_next = self._all_at_once if cast("Scope", self.scope)._concurrent else self._close_last
         straight = self.straight()
         places = held.places
         token = around.set(self)
         try:
             while True:
-                if job is None and type(given) is CoroutineType:
-                    job = held.await_plain(given)
-                if job is not None:
-                    await backend().finish(job, self.flight)
                 if held.failures is not None:
                     self.take_on_record(held)
-                if job is None and given is not None:
+                if type(given) is CoroutineType:
+                    await backend().finish(job or held.await_plain(given), self.flight)
+                elif given is not None:
                     await self._see_to(held, held.resource, given)
-                elif job is None and scope._concurrent:
-                    await self._all_at_once(held)
-                elif job is None and places:
-                    await self._close_last(held)
+                elif places:
+                    await close_next(held)
                 given = job = None
                 if straight and places and places[-1]._limits is None:
                     given = held.close_plain()
