@@ -92,13 +92,14 @@ async def test_a_sync_closer_after_a_failing_one_still_runs_where_one_awaits() -
     assert [str(error) for error in caught.value.errors] == order == ["third", "second", "first"]
 
 
-async def test_an_err_from_an_async_closer_of_a_concurrent_scope_is_a_failure() -> None:
-    """The closers of a concurrent scope are judged as those of any other."""
+@pytest.mark.parametrize("options", [{}, {"concurrent": True}, {"grace": 5}])
+async def test_an_err_from_an_async_closer_is_a_failure_in_every_mode(options: dict[str, Any]) -> None:
+    """The closers of a concurrent scope, and of one with a grace, are judged as those of any other."""
 
     async def reject() -> Err[str]:
         return Err("no")
 
-    scope = Scope(concurrent=True)
+    scope = Scope(**options)
     scope.defer(reject)
     with pytest.raises(ResourceCleanupError) as caught:
         await scope.aclose()

@@ -135,11 +135,7 @@ class Unwinding(Closing):
             self.resource = resource
             rest = self.begin(self)
             if rest is not None:
-                try:
-                    await rest
-                except BaseException as exc:
-                    self.failed(resource, exc, self.elapsed())
-                self._closed(self)
+                await self.finish(self, rest)
 
     async def _all_at_once(self, held: Held) -> None:
         mine = [resource for resource in held.places if resource._state is held]
