@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from contextlib import asynccontextmanager
@@ -93,13 +92,13 @@ def test_an_event_is_frozen() -> None:
     """Who hears an event can't change it for the next."""
     event: Any = ScopeEvent("opened", ("scope",), None, 0.0)
 
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         event.kind = "closed"
 
 
 def test_an_event_has_these_fields() -> None:
     """Kind, path, resource, time, elapsed, error."""
-    assert [field.name for field in dataclasses.fields(ScopeEvent)] == [
+    assert list(ScopeEvent._fields) == [
         "kind",
         "path",
         "resource",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import _GeneratorContextManagerBase
-from inspect import isasyncgenfunction
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -170,6 +169,8 @@ def check_manager(manager: object, *, hosted: bool = False) -> None:
 
 
 def _slip(manager: object, *, sync: bool) -> str:
+    from inspect import isasyncgenfunction
+
     name = name_of(manager)
     if sync:
         return f"the sync one {name}: use `await scope.enter(...)`"

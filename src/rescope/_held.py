@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import warnings
 from contextvars import Token
-from inspect import CO_COROUTINE
 from time import perf_counter
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from rescope._backends import backend
-from rescope._closer import is_coroutine_function, reject
+from rescope._closer import CO_COROUTINE, is_coroutine_function, reject
 from rescope._closing import CLOSED, CLOSING, around, end
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from rescope._backends import Job
     from rescope._closing import Closing
     from rescope._resource import Resource
@@ -36,7 +34,7 @@ class Held(ref["Scope"]):
     is always a live one.
     """
 
-    __slots__ = ("_given", "_token", "failures", "gone", "heir", "places", "resource", "since", "values")
+    __slots__ = ("_given", "_token", "failures", "gone", "heir", "job", "places", "resource", "since", "values")
 
     places: list[Resource[Any]]
     values: dict[int, Resource[Any] | dict[Resource[Any], None]] | None
@@ -51,7 +49,8 @@ class Held(ref["Scope"]):
     # While it calls plain closers, it is the closing of what it is at.
     resource: Any
     since: float
-    _given: Coroutine[Any, Any, Any]
+    job: Job
+    _given: CoroutineType[Any, Any, Any]
     holder: Scope | None = None
 
     @property
@@ -68,8 +67,9 @@ class Held(ref["Scope"]):
     def close_plain(self) -> object:
         """Call plain closers, the last one first, until one gives something to be seen to: that comes back.
 
-        It also ends where the next is not plain, or none is left. Nearly all that scopes hold is plain: a value and
-        a closer without a bound. One call more for each would be a good part of what it costs.
+        A coroutine is seen to by `job` then. It also ends where the next is not plain, or none is left. Nearly all that
+        scopes hold is plain: a value and a closer without a bound. One call more for each would be a good part of
+        what it costs.
         """
         places = self.places
         token = self._token = around.set(self)
@@ -85,6 +85,9 @@ class Held(ref["Scope"]):
                 try:
                     given = resource._close()
                     if given is not None:
+                        if type(given) is CoroutineType:
+                            self._given = given
+                            self.job = backend().start(self._batch)
                         return given
                 except BaseException as exc:
                     self._failed(resource, exc, asked=False)
@@ -93,21 +96,16 @@ class Held(ref["Scope"]):
             around.reset(token)
         return None
 
-    def await_plain(self, coroutine: Coroutine[Any, Any, Any]) -> Job:
-        """Let a job await what a plain closer gave, and go on with the next ones while they are coroutine functions.
-
-        Calling one of those runs nothing of it yet, while a sync closer belongs to the closing task. The job also ends
-        where somebody asked it to cancel: that is not for the next.
-        """
-        self._given = coroutine
-        return backend().start(self._batch)
-
     async def _batch(self) -> None:
-        around.set(self)
-        coroutine: Coroutine[Any, Any, Any] | None = self._given
+        """Await what a plain closer gave, and go on with the next ones while they are coroutine functions.
+
+        Calling one of those runs nothing of it yet, while a sync closer belongs to the closing task. It also ends where
+        somebody asked this task to cancel: that is not for the next.
+        """
         places = self.places
-        pressure = backend().pressure_gauge()
         resource: Resource[Any] = self.resource
+        coroutine: CoroutineType[Any, Any, Any] | None = self._given
+        pressure = backend().pressure_gauge()
         while True:
             try:
                 awaitable: Any = coroutine or resource._close()

@@ -170,14 +170,13 @@ class Scope(Registry):
             attempted = len(held.places) - held.gone
             self._state = CLOSING
             given = held.close_plain()
-            job = held.await_plain(given) if type(given) is CoroutineType else None
-            done = given is None or (job is not None and job.done)
+            done = given is None or (type(given) is CoroutineType and held.job.done)
             if done and not held.places and held.failures is None and self._state is CLOSING:
                 self._held = None
                 self._state = CLOSED
                 return False
             unwinding = self._unwinding = Unwinding(self, SUCCESS, None, attempted)
-            await unwinding.run(held, given, job)
+            await unwinding.run(held, given)
             self._settle(unwinding)
             left = unwinding.verdict()
         else:

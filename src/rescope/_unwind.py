@@ -72,11 +72,8 @@ class Unwinding(Closing):
             self._flight = Flight(None)
         return self._flight
 
-    async def run(self, held: Held, given: object = None, job: Job | None = None) -> None:
-        """Close all that is held, and what is registered meanwhile.
-
-        `given` is what a plain closer gave just now, and `job` the task that awaits it.
-        """
+    async def run(self, held: Held, given: object = None) -> None:
+        """Close all that is held, and what is registered meanwhile; `given` is what a plain closer gave just now."""
         close_next = self._all_at_once if cast("Scope", self.scope)._concurrent else self._close_last
         straight = self.straight()
         places = held.places
@@ -86,12 +83,12 @@ class Unwinding(Closing):
                 if held.failures is not None:
                     self.take_on_record(held)
                 if type(given) is CoroutineType:
-                    await backend().finish(job or held.await_plain(given), self.flight)
+                    await backend().finish(held.job, self.flight)
                 elif given is not None:
                     await self._see_to(held, held.resource, given)
                 elif places:
                     await close_next(held)
-                given = job = None
+                given = None
                 if straight and places and places[-1]._limits is None:
                     given = held.close_plain()
                 if given is None and held.failures is None and not places:

@@ -5,7 +5,6 @@ One rule for both: a `Result` in, a `Result` out; anything else raises.
 
 from __future__ import annotations
 
-import inspect
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple, cast, overload
 
@@ -193,7 +192,9 @@ def _decorate(fn: Callable[..., Awaitable[Any]], open_scope: Callable[[], Scope]
     if not is_coroutine_function(fn):
         msg = f"`scoped` is for an `async def` function, not for {name_of(fn)}"
         raise TypeError(msg)
-    signature = inspect.signature(fn)
+    from inspect import signature as signature_of
+
+    signature = signature_of(fn)
     parameters = list(signature.parameters.values())
     place = 1 if parameters and parameters[0].name in {"self", "cls"} else 0
     if len(parameters) <= place:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 EventKind: TypeAlias = Literal[
     "opened", "acquired", "closing", "closed", "failed", "timed_out", "forced", "died", "scope_closed"
@@ -11,8 +10,7 @@ EventKind: TypeAlias = Literal[
 """What an event may tell of."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScopeEvent:
+class ScopeEvent(NamedTuple):
     """One thing that happened to a scope or to a resource it holds.
 
     `path` holds the names from the root scope down to the one that tells (`"scope"` for one without a name);

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -82,8 +81,7 @@ class HostDiedError(RuntimeError):
         return f"the task that hosts {self.name} ended before it was closed"
 
 
-@dataclass(frozen=True, slots=True)
-class CloseFailure:
+class CloseFailure(NamedTuple):
     """One resource that failed to close: its name, why, after how many seconds, and whether it ran out of time."""
 
     name: str

@@ -55,8 +55,9 @@ class Job:
         self._waiter: Future[None] | None = None
         self.value: Any = None
         self.done = False
+        self._begin()
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         loop = get_running_loop()
         self._task = _Task(self._run(), loop=loop, eager_start=True) if _EAGER else Task(self._run(), loop=loop)
         if not self.done:
@@ -75,7 +76,7 @@ class Job:
     def _ended(self, _: object) -> None:
         """Begin anew where the task was cancelled before its first step (3.11): closers run, cancelled or not."""
         if not self.done:
-            self.begin()
+            self._begin()
             get_running_loop().call_soon(self._task.cancel)
 
     def wake(self) -> None:
@@ -99,9 +100,7 @@ class Job:
 
 
 def start(fn: Callable[[], Awaitable[object]], /) -> Job:
-    job = Job(fn)
-    job.begin()
-    return job
+    return Job(fn)
 
 
 async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> bool:
