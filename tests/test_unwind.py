@@ -285,3 +285,28 @@ async def test_an_async_on_event_is_refused() -> None:
 
     with pytest.raises(TypeError, match="`on_event` must be sync"):
         Scope(on_event=hear)
+
+
+@asyncio_only
+async def test_a_task_cancelled_while_a_child_fails_is_cancelled_and_both_are_told() -> None:
+    """The task group consumes the cancellation that it asked for, and not the one that came from outside."""
+    scopes: list[Scope] = []
+
+    async def body() -> None:
+        async with Scope() as scope:
+            scopes.append(scope)
+            group = await scope.enter(asyncio.TaskGroup())
+            group.create_task(fail())
+            await asyncio.Event().wait()
+
+    async def fail() -> None:
+        asyncio.get_running_loop().call_soon(task.cancel)
+        raise OSError("lost")
+
+    task = asyncio.ensure_future(body())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    error = scopes[0].cleanup_error
+
+    assert error is not None
+    assert [type(part) for part in error.errors] == [ExceptionGroup]
