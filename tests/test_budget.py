@@ -614,3 +614,23 @@ def test_stubborn_closers_leave_time_for_the_rest() -> None:
         return len(allowed(error)), log
 
     assert jump(main)[0] == (4, ["closed"])
+
+
+async def test_what_a_childs_stubborn_closer_takes_is_not_taken_from_the_parents() -> None:
+    """The time beyond its own is given back on every level."""
+    log: list[str] = []
+    stubborn = Stubborn()
+
+    async def close() -> None:
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        log.append("in time")
+
+    parent = Scope(grace=0.2)
+    parent.defer(close)
+    parent.child().defer(stubborn)
+    error = await failure_of(parent.aclose)
+    stubborn.leave.set()
+    await anyio.wait_all_tasks_blocked()
+
+    assert (len(error.errors), log) == (1, ["in time"])

@@ -310,3 +310,21 @@ async def test_a_task_cancelled_while_a_child_fails_is_cancelled_and_both_are_to
 
     assert error is not None
     assert [type(part) for part in error.errors] == [ExceptionGroup]
+
+
+async def test_what_is_released_while_its_scope_is_moved_is_gone_from_the_new_one() -> None:
+    """A release that is under way ends in the scope that holds the rest."""
+    go = anyio.Event()
+    scope = Scope()
+    scope.defer(list)
+    released = scope.defer(go.wait)
+    scope.defer(list)
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(scope.release, released)
+        await anyio.wait_all_tasks_blocked()
+        moved = scope.move()
+        go.set()
+    sizes = (scope.size, moved.size, len(moved.resources))
+    await moved.aclose()
+
+    assert sizes == (0, 2, 2)
