@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import asynccontextmanager
+import weakref
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Never
 
@@ -16,7 +17,7 @@ from conftest import ASYNCIO_ONLY
 from rescope import ResourceCleanupError, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from types import TracebackType
 
 
@@ -301,6 +302,98 @@ async def test_an_interrupt_of_an_exit_is_raised_where_a_host_came_too_late() ->
         go.set()
 
     assert caught == [KeyboardInterrupt]
+
+
+# Order, counts, and what is left behind
+
+
+async def test_of_several_interrupts_the_first_one_comes_out() -> None:
+    """Rule 3: a manager's comes first, then a closer's, then another manager's: the first is raised."""
+
+    @contextmanager
+    def interrupting(name: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise KeyboardInterrupt(name)
+
+    def closer() -> None:
+        msg = "second"
+        raise KeyboardInterrupt(msg)
+
+    with pytest.raises(KeyboardInterrupt, match="first"):
+        async with Scope() as scope:
+            await scope.enter(interrupting("third"))
+            scope.defer(closer)
+            await scope.enter(interrupting("first"))
+
+
+@pytest.mark.parametrize("options", [{}, {"grace": 5}], ids=["plain", "grace"])
+async def test_what_is_registered_while_closing_counts(options: dict[str, Any]) -> None:
+    """The message says of how many closers the failed ones are, those that a closer registered included."""
+    with pytest.raises(ResourceCleanupError, match="2 of 2 resources failed"):
+        async with Scope(**options) as scope:
+
+            def registers() -> None:
+                scope.defer(fail)
+                fail()
+
+            scope.defer(registers)
+
+
+@pytest.mark.parametrize("way", ["plain", "by hand", "child", "grace", "entered"])
+async def test_a_scope_with_async_closers_leaves_no_circle(way: str) -> None:
+    """What a clean close leaves is gone at once: nothing waits for the collector."""
+
+    async def close() -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def work() -> None:
+        scope = Scope(grace=5 if way == "grace" else None)
+        inner = scope.child() if way == "child" else scope
+        if way == "entered":
+            await inner.enter(Manager())
+        inner.defer(close)
+        inner.defer(close)
+        if way == "by hand":
+            await scope.aclose()
+        else:
+            async with scope:
+                pass
+
+    await work()
+    gc.collect()
+    gc.disable()
+    try:
+        gone = []
+        for _ in range(3):
+            await work()
+            gone.append(gc.collect())
+    finally:
+        gc.enable()
+
+    assert gone == [0, 0, 0]
+
+
+@pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
+async def test_a_long_grace_keeps_nothing_alive() -> None:
+    """The loop keeps the timer of a close that ended in time; what was closed is not kept with it."""
+
+    class Item:
+        async def aclose(self) -> None:
+            await anyio.lowlevel.checkpoint()
+            fail()
+
+    item = Item()
+    gone = weakref.ref(item)
+    scope = Scope(grace=1000)
+    scope.add(item)
+    with pytest.raises(ResourceCleanupError):
+        await scope.aclose()
+    del item, scope
+    gc.collect()
+
+    assert gone() is None
 
 
 # Deadlocks

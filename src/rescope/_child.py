@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rescope._budget import least
 from rescope._closing import CLOSING, end
 from rescope._held import Held
-from rescope._resource import Resource, managed
+from rescope._resource import SPECIAL, Resource, managed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -31,7 +31,9 @@ class Child(Resource["Scope"]):
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope, managed, name=scope.name or "scope")
+        self._limits = SPECIAL
         scope._handle = weakref.ref(self)
+        scope._plain = False
 
     @property
     def _in_task(self) -> bool:  # type: ignore[override]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable
 from functools import partial
-from types import CoroutineType
-from typing import TYPE_CHECKING, cast
+from types import CoroutineType, MethodType
+from typing import TYPE_CHECKING, Any, cast
 
 from rescope._result import Err
 from rescope.exceptions import CloseRejectedError
@@ -19,12 +19,14 @@ CO_COROUTINE = 0x80
 """As in `inspect`, which takes 4 ms to import."""
 
 
-def is_coroutine_function(fn: object) -> bool:
+def is_coroutine_function(fn: Any) -> bool:
     """Tell whether calling `fn` runs nothing of it yet."""
-    while isinstance(fn, partial):
-        fn = cast("Callable[..., object]", fn.func)
-    code = getattr(fn, "__code__", None)
-    return code is not None and bool(code.co_flags & CO_COROUTINE)
+    while type(fn) is partial:
+        fn = fn.func
+    try:
+        return bool(fn.__code__.co_flags & CO_COROUTINE)
+    except AttributeError:
+        return False
 
 
 def reject(result: object) -> None:
@@ -41,6 +43,11 @@ async def awaited(result: Awaitable[object]) -> object:
 def is_awaitable(result: object) -> bool:
     """Tell whether a closer's result is still to be awaited."""
     return type(result) is CoroutineType or isinstance(result, Awaitable)
+
+
+def bound(release: Callable[[Any], object], value: object) -> Callable[[], object]:
+    """Give what calls `release(value)`: a method, which is made and called in half the time of a `partial`."""
+    return partial(release, value) if value is None else MethodType(release, value)
 
 
 def find_closer(value: object) -> Callable[[], object]:

@@ -52,6 +52,9 @@ around: ContextVar[Closing | Held | None] = ContextVar("rescope_closing", defaul
 """The closing that this code works for. Tasks that a closer starts inherit it, so that closing the same from there
 returns at once instead of waiting for itself."""
 
+# Looked up once: on an imported name, Python 3.12 and later would make a bound method at each call.
+begin_within, end_within = around.set, around.reset
+
 
 def inside(x: Resource[Any] | Scope) -> bool:
     """Tell whether this runs within the closing of `x`."""

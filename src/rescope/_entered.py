@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 from contextlib import _GeneratorContextManagerBase
+from time import perf_counter
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rescope._backends import backend
 from rescope._closer import name_of
-from rescope._closing import OPEN
+from rescope._closing import CLOSED, CLOSING, begin_within, end, end_within
 from rescope._flight import carries, cut_context, three
 from rescope._resource import SPECIAL, Resource, managed
 from rescope._result import Err
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from rescope._closing import Closing
     from rescope._flight import Failure
+    from rescope._held import Held
     from rescope._unwind import Unwinding
 
 T = TypeVar("T")
@@ -33,35 +35,30 @@ T = TypeVar("T")
 class Entered(Resource[T]):
     """The handle of an entered manager."""
 
-    __slots__ = ("_aenter", "_aexit", "_handled", "_here", "_manager", "_opened", "_stance")
+    __slots__ = ("_aexit", "_handled", "_manager", "_stance")
 
-    _aenter: Callable[..., Any] | None
     _aexit: Callable[..., Any] | None
+    """`None` for a sync manager. What a `with` statement needs is looked up on the type, when it is entered."""
+    _manager: Any
+    _stance: tuple[Any, float, int | None]
+    """The task that entered it, how often that was asked to cancel then, and the nurseries that the manager opened."""
+    _handled: BaseException | None
+    """What was being handled then."""
 
     _in_task = True
+    _close = staticmethod(managed)
+    _limits = SPECIAL
+    if TYPE_CHECKING:
 
-    def __init__(self, manager: Any, name: str | None) -> None:
-        """Note where it is entered; what a `with` statement needs is looked up on the type."""
-        kind = type(manager)
-        try:
-            self._aenter, self._aexit = kind.__aenter__, kind.__aexit__
-        except AttributeError:
-            check_manager(manager)
-            self._aenter = self._aexit = None
-        self._value: Any = None
-        self._close = managed
-        self._name = name
-        self._limits = SPECIAL
-        self._state = OPEN
-        self._manager = manager
-        self._here = here = backend()
-        self._stance = here.stance()
-        self._handled = sys.exception()
+        def __init__(self) -> None: ...
 
-    def entered(self, value: T) -> None:
-        """Note what it gave, and what it opened."""
-        self._value = value
-        self._opened = self._here.open_nurseries() - self._stance[2]
+    else:
+        __init__ = object.__init__
+
+    def opened(self) -> None:
+        """Count the nurseries that it opened, now that it is entered."""
+        task, pressure, before = self._stance
+        self._stance = task, pressure, (backend().open_nurseries() or 0) - (before or 0)
 
     def _default_name(self) -> str:
         return name_of_manager(self._manager)
@@ -69,11 +66,48 @@ class Entered(Resource[T]):
     def _begin(self, unwinding: Unwinding, closing: Closing) -> Awaitable[None]:
         return self._leave(unwinding, closing)
 
+    @staticmethod
+    async def _in_turn(held: Held) -> None:
+        """Exit the entered managers at the end of what is held, the last one first, until one raises.
+
+        For when nothing is in flight. It also ends where the next is no async manager, or was entered in another task.
+        This is what managers mostly meet, and a coroutine or two for each would take as long as the exit itself.
+        """
+        places = held.places
+        task = backend().current_task()
+        token = held.token = begin_within(held)
+        try:
+            while places:
+                handle: Any = places.pop()
+                if (
+                    type(handle) is not Entered
+                    or handle._state is not held
+                    or handle._stance[0] is not task
+                    or handle._aexit is None
+                ):
+                    places.append(handle)
+                    return
+                handle._state = CLOSING
+                held.resource = handle
+                held.since = perf_counter()
+                try:
+                    await handle._aexit(handle._manager, None, None, None)
+                except BaseException as exc:
+                    held.raised = exc
+                    return
+                handle._handled = None
+                if handle._state is CLOSING:
+                    handle._state = CLOSED
+                else:
+                    end(handle)
+        finally:
+            end_within(token)
+
     async def _leave(self, unwinding: Unwinding, closing: Closing) -> None:
         """Exit the manager with what is in flight, and see what it leaves."""
         seen = unwinding.seen()
-        elsewhere = self._here.current_task() is not self._stance[0]
-        pressure = self._here.pressure() if isinstance(seen, self._here.Cancelled) else 0
+        elsewhere = backend().current_task() is not self._stance[0]
+        pressure = backend().pressure() if isinstance(seen, backend().Cancelled) else 0
         try:
             if elsewhere:
                 self._refuse_elsewhere()
@@ -103,11 +137,17 @@ class Entered(Resource[T]):
 
     def _refuse_elsewhere(self) -> None:
         """Leave a nursery alone that was opened in another task: to exit it here would crash the whole run."""
-        if self._opened:
+        if self._stance[2]:
             raise self._wrong_task()
 
     def _raised(
-        self, unwinding: Unwinding, closing: Closing, new: BaseException, *, elsewhere: bool, pressure: float
+        self,
+        unwinding: Unwinding,
+        closing: Closing,
+        new: BaseException,
+        *,
+        elsewhere: bool = False,
+        pressure: float = 0,
     ) -> None:
         """Put what the exit raised where it belongs: in the place of what it saw, or on record."""
         flight = unwinding.flight
@@ -124,7 +164,7 @@ class Entered(Resource[T]):
 
     def _consumed(self, before: float) -> bool:
         """Tell whether the cancellation in flight was the manager's own, and it has consumed it in its exit."""
-        return before > (now := self._here.pressure()) and now <= self._stance[1]
+        return before > (now := backend().pressure()) and now <= self._stance[1]
 
     def _explained(self, exc: BaseException) -> BaseException:
         if isinstance(exc, WrongTaskError):
@@ -134,7 +174,7 @@ class Entered(Resource[T]):
         return error
 
     def _wrong_task(self) -> WrongTaskError:
-        here, there = task_name(self._here.current_task()), task_name(self._stance[0])
+        here, there = task_name(backend().current_task()), task_name(self._stance[0])
         msg = (
             f"{self.name} was entered in task {there!r} and can't be exited in task {here!r}: "
             "use `await scope.host(...)` for a manager that may be closed from any task"

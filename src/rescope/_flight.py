@@ -92,9 +92,13 @@ class Flight:
 
     def interrupted(self, new: BaseException) -> None:
         """A manager's exit was cut off. What was in flight is its context, and is kept where nothing may replace it."""
-        if self.exc is not None and not isinstance(self.exc, (Exception, backend().Cancelled)):
-            self.interrupts += (self.exc,)
+        old, since = self.exc, self._since
+        cancelled = backend().Cancelled
+        if old is not None and not isinstance(old, (Exception, cancelled)):
+            self.interrupts = (*self.interrupts[:since], old, *self.interrupts[since:])
         self.take(new)
+        if isinstance(old, cancelled) and isinstance(new, cancelled):
+            self._since = since  # the same one, delivered again
 
     def failed(self, failure: Failure) -> None:
         """A manager failed; where nothing but such a failure is in flight, the next manager sees this one."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 import warnings
 from contextvars import Token
 from time import perf_counter
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from types import CoroutineType, MethodType
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from weakref import ref
 
 from rescope._backends import backend
-from rescope._closer import CO_COROUTINE, is_coroutine_function, reject
-from rescope._closing import CLOSED, CLOSING, around, end
+from rescope._closer import is_coroutine_function, reject
+from rescope._closing import CLOSED, CLOSING, begin_within, end, end_within
 
 if TYPE_CHECKING:
     from rescope._backends import Job
     from rescope._closing import Closing
     from rescope._resource import Resource
     from rescope._scope import Scope
+
+    Index: TypeAlias = "dict[int, Resource[Any] | dict[Resource[Any], None]]"
 
 _NAMES_TOLD = 10
 _FEW = 16
@@ -34,22 +36,41 @@ class Held(ref["Scope"]):
     is always a live one.
     """
 
-    __slots__ = ("_given", "_token", "failures", "gone", "heir", "job", "places", "resource", "since", "values")
+    __slots__ = (
+        "_given",
+        "attempted",
+        "failures",
+        "gone",
+        "heir",
+        "job",
+        "places",
+        "raised",
+        "resource",
+        "since",
+        "token",
+        "values",
+    )
 
     places: list[Resource[Any]]
-    values: dict[int, Resource[Any] | dict[Resource[Any], None]] | None
+    values: Index | None
     """By the `id` of a value its handle, or its handles in order."""
     gone: int
     """How many of the places are left behind."""
+    attempted: int
+    """How many there are to close, once it begins."""
     heir: Held | None
     """The one to which all of it was handed over."""
     failures: list[tuple[Resource[Any], BaseException, float, bool]] | None
     """What plain closers raised, after how many seconds, and whether somebody asked their task to cancel."""
 
-    # While it calls plain closers, it is the closing of what it is at.
+    raised: BaseException | None
+    """What the exit of the manager that it is at raised."""
+
+    # While it calls plain closers or exits managers in turn, it is the closing of what it is at.
     resource: Any
     since: float
-    job: Job
+    job: Job | None
+    token: Token[Closing | Held | None]
     _given: CoroutineType[Any, Any, Any]
     holder: Scope | None = None
 
@@ -61,7 +82,7 @@ class Held(ref["Scope"]):
     @property
     def outer(self) -> Closing | Held | None:
         """The closing from within which it closes."""
-        outer = self._token.old_value
+        outer = self.token.old_value
         return None if outer is Token.MISSING else outer
 
     def close_plain(self) -> object:
@@ -72,7 +93,7 @@ class Held(ref["Scope"]):
         what it costs.
         """
         places = self.places
-        token = self._token = around.set(self)
+        token = self.token = begin_within(self)
         try:
             while places:
                 resource = places.pop()
@@ -85,15 +106,19 @@ class Held(ref["Scope"]):
                 try:
                     given = resource._close()
                     if given is not None:
-                        if type(given) is CoroutineType:
-                            self._given = given
-                            self.job = backend().start(self._batch)
+                        if type(given) is not CoroutineType:
+                            return given
+                        self._given = given
+                        self.job = None
+                        self.job = backend().launch(self._batch)
+                        if self.job is None:
+                            continue
                         return given
                 except BaseException as exc:
                     self._failed(resource, exc, asked=False)
                 resource._state = CLOSED  # nobody can have begun to wait for it
         finally:
-            around.reset(token)
+            end_within(token)
         return None
 
     async def _batch(self) -> None:
@@ -104,33 +129,42 @@ class Held(ref["Scope"]):
         """
         places = self.places
         resource: Resource[Any] = self.resource
-        coroutine: CoroutineType[Any, Any, Any] | None = self._given
+        close: Any = resource._close
+        given: Any = self._given
+        known = None
         pressure = backend().pressure_gauge()
         while True:
             try:
-                awaitable: Any = coroutine or resource._close()
-                given = await awaitable
+                if given is None:
+                    given = close()
+                given = await given
                 if given is not None:
                     reject(given)
+                    given = None
             except BaseException as exc:
                 self._failed(resource, exc, asked=pressure() > 0)
-            coroutine = None
+                given = None
             if resource._state is CLOSING:
                 resource._state = CLOSED
             else:
                 end(resource)
-            if not places or pressure():
-                return
-            resource = places[-1]
-            if resource._limits is not None or resource._state is not self:
-                return
-            code = getattr(resource._close, "__code__", None)
-            if not (is_coroutine_function(resource._close) if code is None else code.co_flags & CO_COROUTINE):
-                return
-            places.pop()
+            if not places:
+                break
+            resource = places.pop()
+            close = resource._close
+            later = close is known  # often the same closes many
+            if not later:
+                fn = close.__func__ if type(close) is MethodType else close
+                later = fn is known or is_coroutine_function(fn)
+                known = fn
+            if not later or resource._limits is not None or resource._state is not self or pressure():
+                places.append(resource)
+                break
             resource._state = CLOSING
             self.resource = resource
             self.since = perf_counter()
+        if self.job is not None:
+            self.job.end()
 
     def _failed(self, resource: Resource[Any], exc: BaseException, *, asked: bool) -> None:
         self.failures = self.failures or []
@@ -140,25 +174,44 @@ class Held(ref["Scope"]):
         """Hold one more, as the last."""
         handle._state = self
         self.places.append(handle)
-        if handle._value is None:
-            return
         if self.values is None:
-            self.values = {}
-        known = self.values.setdefault(id(handle._value), handle)
-        if known is handle:
-            return
-        if isinstance(known, dict):
-            known[handle] = None
-        else:
-            self.values[id(handle._value)] = {known: None, handle: None}
+            if len(self.places) > _FEW:
+                self._index_all()
+        elif self.values.setdefault(id(handle._value), handle) is not handle:
+            self._index_another(handle)
 
     def find(self, value: object) -> Resource[Any] | None:
         """Find the latest open handle of a value. `None` finds nothing: any number of handles may have it."""
-        known = None if self.values is None else self.values.get(id(value))
-        for handle in reversed(known) if isinstance(known, dict) else (known,):
-            if handle is not None and handle._state is not CLOSED:
+        if value is None:
+            return None
+        if self.values is None and len(self.places) > _FEW:
+            self._index_all()
+        for handle in reversed(self._candidates(value)):
+            if handle._value is value and handle._state is not CLOSED:
                 return handle
         return None
+
+    def _candidates(self, value: object) -> list[Resource[Any]] | dict[Resource[Any], None]:
+        if self.values is None:
+            return self.places
+        known = self.values.get(id(value))
+        return known if isinstance(known, dict) else [] if known is None else [known]
+
+    def _index_all(self) -> None:
+        """Begin to index. Few handles are found by looking at each, which costs less than to index them."""
+        self.values = {}
+        for handle in self.handles():
+            if self.values.setdefault(id(handle._value), handle) is not handle:
+                self._index_another(handle)
+
+    def _index_another(self, handle: Resource[Any]) -> None:
+        """Index one more handle of a value."""
+        values = cast("Index", self.values)
+        known = values[id(handle._value)]
+        if isinstance(known, dict):
+            known[handle] = None
+        else:
+            values[id(handle._value)] = {known: None, handle: None}
 
     def handles(self) -> list[Resource[Any]]:
         """Give those that are held."""
@@ -218,7 +271,7 @@ def hold(scope: Scope) -> Held:
     """Let a scope begin to hold."""
     held = Held(scope)
     held.places = []
-    held.values = held.heir = held.failures = held.resource = None
+    held.values = held.heir = held.resource = held.failures = held.raised = None
     held.gone = 0
     return held
 

@@ -55,7 +55,8 @@ class Hosted(Resource[T]):
     _job: Job
 
     def __init__(self, manager: AbstractAsyncContextManager[T], name: str | None, timeout: float | None) -> None:
-        super().__init__(None, managed, name=name or name_of_manager(manager), timeout=timeout)  # type: ignore[arg-type]
+        super().__init__(None, managed, name=name or name_of_manager(manager))  # type: ignore[arg-type]
+        self._limits = timeout, None
         self._manager = manager
         self._inside = False
         self._settled: Event | None = None

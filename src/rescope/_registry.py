@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
-from rescope._backends import backend
+from rescope._backends import backend, stance
 from rescope._closer import (
     awaited,
+    bound,
     check_callable,
     check_options,
     check_scope,
@@ -22,7 +24,7 @@ from rescope._entered import Entered, check_manager
 from rescope._flight import Flight, chain, raise_unchanged
 from rescope._held import Held, hold
 from rescope._host import Hosted, move_in, move_out
-from rescope._resource import Callback, Resource
+from rescope._resource import Callback, Plain, Resource
 from rescope._tell import Teller
 from rescope.exceptions import ResourceCleanupError, ScopeClosedError
 
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from rescope._unwind import Unwinding
     from rescope.events import ScopeEvent
 
-_new = object.__new__
-
 T = TypeVar("T")
 T1 = TypeVar("T1")
 T2 = TypeVar("T2")
@@ -50,17 +50,22 @@ class Registry:
     """The half of a scope that registers."""
 
     __slots__ = (
+        "__dict__",
         "__weakref__",
-        "_concurrent",
         "_entered",
-        "_grace",
-        "_handle",
         "_held",
         "_name",
+        "_plain",
         "_state",
-        "_teller",
+        "_straight",
         "_unwinding",
     )
+
+    # What few scopes have stands here until one does.
+    _concurrent = False
+    _grace: float | None = None
+    _handle: weakref.ref[Child] | None = None
+    _teller: Teller | None = None
 
     def __init__(
         self,
@@ -70,19 +75,15 @@ class Registry:
         concurrent: bool = False,
         on_event: Callable[[ScopeEvent], object] | None = None,
     ) -> None:
+        self._held: Held | None = None
+        self._straight: Held | None = None  # what is held, while nothing but holding it is to be done
         self._state: Any = OPEN
         self._name = name
-        self._grace = grace
-        self._concurrent = concurrent
+        self._plain = True  # nothing of what stands above
         self._entered = False
-        self._held: Held | None = None
-        self._handle: weakref.ref[Child] | None = None
-        self._teller: Teller | None = None
         self._unwinding: Unwinding | None = None
-        if name is not None or grace is not None or on_event is not None:
-            check_scope(name, grace, on_event)
-        if on_event is not None:
-            self._tell_from(Teller(on_event, (name or "scope",)))
+        if name is not None or grace is not None or concurrent or on_event is not None:
+            self._set_options(name, grace, concurrent, on_event)
 
     @overload
     def add(self, resource: Resource[T], /) -> T: ...
@@ -111,22 +112,25 @@ class Registry:
         `TypeError` for a value that can't be closed, `ValueError` for a `Resource` that is closed or held already,
         `ScopeClosedError` on a closed scope; then nothing is registered.
         """
-        self._refuse_closed()
+        held = self._straight
+        if held is None and self._state is CLOSED:
+            self._refuse_closed()
         if isinstance(value, Resource):
             return self._add_handle(value, close, name, timeout, force)
-        if close is None or not callable(close) or type(value) is CoroutineType:
+        if close is None or type(value) is CoroutineType or not callable(close):
             check_value(value)
             close = find_closer(value) if close is None else close
             check_callable(close, "close")
-        handle: Resource[Any] = _new(Resource)
+        handle: Resource[Any] = Plain()
         handle._value = value
         handle._close = close
         handle._name = handle._limits = None
         if name is not None or timeout is not None or force is not None:
-            check_options(name, timeout, force)
-            handle._name = name
-            handle._limits = None if timeout is None and force is None else (timeout, force)
-        self._keep(handle)
+            handle._set_options(name, timeout, force)
+        if held is None:
+            self._keep(handle)
+        else:
+            held.keep(handle)
         return value
 
     @overload
@@ -169,24 +173,35 @@ class Registry:
         the new resource is released and `ScopeClosedError` raised.
         """
         self._refuse_closed()
-        check_callable(acquire, "acquire")
-        check_callable(release, "release")
-        check_options(name, timeout, force)
-        flight = Flight(None)
-        since = perf_counter()
+        if not (callable(acquire) and callable(release)):
+            check_callable(acquire, "acquire")
+            check_callable(release, "release")
+        if name is not None or timeout is not None or force is not None:
+            check_options(name, timeout, force)
+        flight = Flight(None) if shield else None
+        since = None if self._plain else perf_counter()
         value = acquire()
-        if is_awaitable(value):
-            value = await (_through(value, flight) if shield else value)
-        handle = Resource(value, partial(release, value), name=name, timeout=timeout, force=force)
+        if type(value) is CoroutineType or is_awaitable(value):
+            value = await (value if flight is None else _through(value, flight))
+        handle: Resource[Any] = Plain()
+        handle._value = value
+        handle._close = bound(release, value)
+        handle._name = name
+        handle._limits = None if timeout is None and force is None else (timeout, force)
+        held = self._straight
+        if held is not None and flight is None:
+            held.keep(handle)
+            return value
         try:
             if self._state is CLOSED:
+                handle._state = OPEN
                 await self._give_back(handle)
             self._keep(handle, since)
         except ScopeClosedError as error:
-            if flight.exc is None:
+            if flight is None or flight.exc is None:
                 raise
             chain(flight.exc, error)
-        if flight.exc is not None:
+        if flight is not None and flight.exc is not None:
             raise_unchanged(flight.exc)
         return value
 
@@ -204,15 +219,35 @@ class Registry:
         if self._state is not OPEN:
             msg = f"{self._label()} is {self.state}: nothing can be entered in it any more"
             raise ScopeClosedError(msg)
-        if self._concurrent or self._handle is not None:
+        since = None
+        if not self._plain:
             self._refuse_entered()
+            since = perf_counter()
         if name is not None:
             check_options(name, None, None)
-        since = None if self._teller is None else perf_counter()
-        handle: Entered[Any] = Entered(cm, name)
-        value = await handle._aenter(cm) if handle._aenter is not None else type(cm).__enter__(cm)
-        handle.entered(value)
+        handle: Entered[Any] = Entered()
+        handle._manager = cm
+        handle._name = name
+        handle._handled = sys.exception()
+        handle._stance = here = stance()
+        kind = type(cm)
+        try:
+            enter, handle._aexit = kind.__aenter__, kind.__aexit__
+        except AttributeError:
+            check_manager(cm)
+            handle._aexit = None
+            value = kind.__enter__(cm)
+        else:
+            value = await enter(cm)
+        handle._value = value
+        if here[2] is not None:
+            handle.opened()
+        held = self._straight
+        if held is not None:
+            held.keep(handle)
+            return value
         if self._state is not OPEN:
+            handle._state = OPEN
             await self._give_back(handle)
         self._keep(handle, since)
         return value
@@ -269,18 +304,15 @@ class Registry:
 
     def defer(self, fn: Callable[..., object], /, *args: Any, **kwargs: Any) -> Resource[None]:
         """Call `fn(*args, **kwargs)`, sync or async, when the scope closes."""
-        if self._state is not OPEN:
-            self._refuse_closed()
         if not callable(fn):
+            self._refuse_closed()
             check_callable(fn, "fn")
-        handle: Resource[None] = _new(Resource)
+        handle: Resource[None] = Plain()
         handle._value = handle._name = handle._limits = None
         handle._close = partial(fn, *args, **kwargs) if args or kwargs else fn
-        if self._teller is not None or self._unwinding is not None:
-            return self._keep(handle)
-        held = self._held
+        held = self._straight
         if held is None:
-            held = self._held = hold(self)  # type: ignore[arg-type]
+            return self._keep(handle)
         handle._state = held
         held.places.append(handle)
         return handle
@@ -321,10 +353,16 @@ class Registry:
     def _keep(self, handle: Resource[T], since: float | None = None) -> Resource[T]:
         held = self._held
         if held is None:
+            if self._state is CLOSED:
+                self._refuse_closed()
             held = self._held = hold(self)  # type: ignore[arg-type]
+            if self._state is OPEN and (self._plain or self._teller is None):
+                self._straight = held
+                held.keep(handle)
+                return handle
         held.keep(handle)
-        if self._unwinding is not None:
-            self._unwinding.attempted += 1
+        if self._state is not OPEN:
+            (self._unwinding or held).attempted += 1
         if self._teller is not None:
             self._teller.tell("acquired", handle.name, elapsed=None if since is None else perf_counter() - since)
         return handle
@@ -390,8 +428,26 @@ class Registry:
     def _label(self) -> str:
         return "scope" if self._name is None else f"scope {self._name!r}"
 
+    def _set_options(
+        self,
+        name: str | None,
+        grace: float | None,
+        concurrent: bool,  # noqa: FBT001 (as it was given)
+        on_event: Callable[[ScopeEvent], object] | None,
+    ) -> None:
+        check_scope(name, grace, on_event)
+        if grace is not None:
+            self._grace = grace
+            self._plain = False
+        if concurrent:
+            self._concurrent = True
+            self._plain = False
+        if on_event is not None:
+            self._tell_from(Teller(on_event, (name or "scope",)))
+
     def _tell_from(self, teller: Teller) -> None:
         self._teller = teller
+        self._plain = False
         teller.tell("opened")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from rescope._budget import Budget
@@ -14,7 +13,7 @@ from rescope._held import Held, tell_dropped
 from rescope._registry import Registry
 from rescope._resource import Resource
 from rescope._result import Err, Result
-from rescope._unwind import SUCCESS, Unwinding
+from rescope._unwind import SUCCESS, Unwinding, close_straight
 from rescope.exceptions import ResourceCleanupError, ScopeClosedError
 
 if TYPE_CHECKING:
@@ -120,6 +119,7 @@ class Scope(Registry):
             new._tell_from(self._teller)
         if self._held is not None:
             new._held, self._held = self._held.hand_over(new), None
+            new._straight, self._straight = None if new._teller is not None else new._held, None
         return new
 
     async def aclose(self) -> None:
@@ -156,26 +156,29 @@ class Scope(Registry):
             await self.aclose()
             return False
         held = self._held
-        if (
-            exc is None
-            and self._grace is None
-            and not self._concurrent
-            and self._teller is None
-            and self._handle is None
-        ):
+        if exc is None and self._plain:
             # A plain scope, and a clean body: that is what most are.
             if held is None:
                 self._state = CLOSED
                 return False
-            attempted = len(held.places) - held.gone
+            places = held.places
+            held.attempted = len(places) - held.gone
             self._state = CLOSING
-            given = held.close_plain()
-            done = given is None or (type(given) is CoroutineType and held.job.done)
-            if done and not held.places and held.failures is None and self._state is CLOSING:
+            self._straight = None
+            given = held.close_plain() if places and places[-1]._limits is None else None
+            if given is None and places and held.failures is None:
+                given = await close_straight(held)
+            if (
+                given is None
+                and not places
+                and held.failures is None
+                and held.raised is None
+                and self._state is CLOSING
+            ):
                 self._held = None
                 self._state = CLOSED
                 return False
-            unwinding = self._unwinding = Unwinding(self, SUCCESS, None, attempted)
+            unwinding = self._unwinding = Unwinding(self, SUCCESS, None, held.attempted)
             await unwinding.run(held, given)
             self._settle(unwinding)
             left = unwinding.verdict()
@@ -191,7 +194,10 @@ class Scope(Registry):
             del left
 
     def __del__(self) -> None:
-        held = getattr(self, "_held", None)  # none where it could not be made
+        try:
+            held = self._held
+        except AttributeError:  # it could not be made
+            return
         if held is not None and held.places:
             try:
                 tell_dropped(self._label(), held)
@@ -222,9 +228,12 @@ class Scope(Registry):
     def _start(self, outcome: Result[Any, Any], flight: Flight | None, grace: float | None) -> Unwinding:
         budget = None if grace is None else Budget(grace)
         self._state = CLOSING
+        self._straight = None
         self._unwinding = unwinding = Unwinding(self, outcome, flight, self.size)
         if budget is not None:
             unwinding.budget = budget
+        if self._concurrent:
+            unwinding.concurrent = True
         if self._teller is not None:
             unwinding.teller = self._teller
         return unwinding
@@ -244,15 +253,18 @@ class Scope(Registry):
         held = self._held
         if held is None:
             return None
-        if not isinstance(x, Resource):
-            return held.find(x)
-        return x if x._state is held or (x.state == "closing" and self._closes(held, x)) else None
+        if isinstance(x, Resource):
+            found = x._state is held or (x.state == "closing" and (x in self._under_way(held) or x in held.places))
+            return x if found else None
+        if x is None:
+            return None
+        closing = (one for one in self._under_way(held) if one._value is x and one._state is not CLOSED)
+        return held.find(x) or next(closing, None)
 
-    def _closes(self, held: Held, handle: Resource[Any]) -> bool:
-        """Tell whether a handle that is being closed is one that this scope holds."""
+    def _under_way(self, held: Held) -> list[Resource[Any]]:
+        """Give what this scope is closing now."""
         closings = () if self._unwinding is None else self._unwinding.under_way()
-        now = (held.resource, *(closing.resource for closing in closings))
-        return any(handle is one for one in now) or handle in held.places
+        return [one for one in (held.resource, *(closing.resource for closing in closings)) if one is not None]
 
     def _get(self, x: object) -> Resource[Any]:
         handle = self._find(x)

@@ -16,7 +16,21 @@ from typing import TYPE_CHECKING, Any, cast
 from rescope._backends import backend
 from rescope._budget import Budget, least, run_out
 from rescope._closer import reject
-from rescope._closing import CLOSED, CLOSING, DETACHED, OPEN, Closing, apart, around, end, ended, host_within, inside
+from rescope._closing import (
+    CLOSED,
+    CLOSING,
+    DETACHED,
+    OPEN,
+    Closing,
+    apart,
+    around,
+    begin_within,
+    end,
+    end_within,
+    ended,
+    host_within,
+    inside,
+)
 from rescope._flight import Failure, Flight, raise_unchanged, verdict
 from rescope._held import Held
 from rescope._result import Ok, Result
@@ -47,6 +61,7 @@ class Unwinding(Closing):
     # What few closings need stands here until they do.
     budget: Budget | None = None
     closings: tuple[Closing, ...] = ()
+    concurrent = False
     error: ResourceCleanupError | None = None
     failures: tuple[Failure, ...] = ()
     teller: Teller | None = None
@@ -74,38 +89,48 @@ class Unwinding(Closing):
 
     async def run(self, held: Held, given: object = None) -> None:
         """Close all that is held, and what is registered meanwhile; `given` is what a plain closer gave just now."""
-        close_next = self._all_at_once if cast("Scope", self.scope)._concurrent else self._close_last
         straight = self.straight()
         places = held.places
-        token = around.set(self)
+        token = begin_within(self)
         try:
             while True:
                 if held.failures is not None:
                     self.take_on_record(held)
+                if held.raised is not None:
+                    self._take_raised(held)
                 if type(given) is CoroutineType:
-                    await backend().finish(held.job, self.flight)
+                    await backend().finish(cast("Job", held.job), self.flight)
+                    held.job = None  # its task knows the closing, by its context
                 elif given is not None:
                     await self._see_to(held, held.resource, given)
+                elif self.concurrent:
+                    await self._all_at_once(held)
                 elif places:
-                    await close_next(held)
+                    await self._close_last(held)
                 given = None
-                if straight and places and places[-1]._limits is None:
-                    given = held.close_plain()
-                if given is None and held.failures is None and not places:
+                if straight:
+                    given = await close_straight(held, plain_only=self.seen() is not None)
+                if given is None and held.failures is None and held.raised is None and not places:
                     break
         finally:
-            around.reset(token)
+            end_within(token)
 
     def straight(self) -> bool:
         """Tell whether plain closers may be called without asking."""
-        scope = cast("Scope", self.scope)
-        return self.budget is None and self.teller is None and not scope._concurrent
+        return self.budget is None and self.teller is None and not self.concurrent
 
     def take_on_record(self, held: Held) -> None:
         """Take over what plain closers failed with."""
         failures, held.failures = held.failures or [], None
         for resource, exc, elapsed, asked in failures:
             self.failed(resource, exc, elapsed, asked=asked)
+
+    def _take_raised(self, held: Held) -> None:
+        """See what an entered manager raised instead of exiting."""
+        exc, held.raised = held.raised, None
+        self.resource, self.since = held.resource, held.since
+        held.resource._raised(self, self, exc)
+        self.closed(self)
 
     async def _see_to(self, held: Held, resource: Resource[Any], given: object) -> None:
         """Await what a plain closer gave that is no coroutine, or reject it."""
@@ -116,7 +141,7 @@ class Unwinding(Closing):
                 await rest
         except BaseException as exc:
             self.failed(resource, exc, self.elapsed())
-        self._closed(self)
+        self.closed(self)
 
     async def _close_last(self, held: Held) -> None:
         """Close the last one, whatever kind it is of."""
@@ -170,7 +195,7 @@ class Unwinding(Closing):
             self.failed(closing.resource, exc, closing.elapsed())
             rest = None
         if rest is None:
-            self._closed(closing)
+            self.closed(closing)
         return rest
 
     async def finish(self, closing: Closing, rest: Awaitable[None]) -> None:
@@ -179,9 +204,9 @@ class Unwinding(Closing):
             await rest
         except BaseException as exc:
             self.failed(closing.resource, exc, closing.elapsed())
-        self._closed(closing)
+        self.closed(closing)
 
-    def _closed(self, closing: Closing) -> None:
+    def closed(self, closing: Closing) -> None:
         end(closing.resource)
         if self.teller is not None:
             self.tell("closed", closing.resource, elapsed=closing.elapsed())
@@ -270,7 +295,26 @@ class Unwinding(Closing):
     def verdict(self) -> BaseException | None:
         """Give what must come out of it all: what is in flight, something else, or nothing. Keep nothing more of it."""
         flight, self._flight = self._flight, None
+        if flight is None and self.error is None:
+            return None
         return verdict(flight or Flight(None), self.error, self.outcome)
+
+
+async def close_straight(held: Held, *, plain_only: bool = False) -> object:
+    """Close what can be closed without asking, until something is to be seen to.
+
+    That may be what a plain closer gave: it comes back.
+    """
+    places = held.places
+    given: object = None
+    before = None
+    while given is None and held.raised is None and places and len(places) != before:
+        before = len(places)
+        if places[-1]._limits is None:
+            given = held.close_plain()
+        elif not plain_only:
+            await places[-1]._in_turn(held)
+    return given
 
 
 async def close_now(resource: Resource[Any]) -> None:
@@ -294,14 +338,14 @@ async def _close_one(resource: Resource[Any]) -> BaseException | None:
     if held is not None and (scope := held()) is not None:
         unwinding.teller, unwinding.holder = scope._teller, scope
     resource._state = CLOSING
-    token = around.set(unwinding)
+    token = begin_within(unwinding)
     try:
         unwinding.resource = resource
         rest = unwinding.begin(unwinding)
         if rest is not None:
             await unwinding.finish(unwinding, rest)
     finally:
-        around.reset(token)
+        end_within(token)
     if held is not None:
         held.leave(resource)
     unwinding.error = unwinding.sum_up()

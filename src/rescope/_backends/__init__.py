@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from rescope._flight import Flight
 
@@ -25,6 +25,9 @@ class Job(Protocol):
 
     def cancel(self) -> None:
         """Ask it to end."""
+
+    def end(self) -> None:
+        """Let those know who wait for it: what was launched calls this when all is done."""
 
     def take_error(self) -> BaseException | None:
         """Give what it raised, once: the job forgets it, so that no reference cycle stays."""
@@ -50,6 +53,10 @@ class Backend(Protocol):
         """Run `fn` as a job, in a copy of the current context."""
         ...
 
+    def launch(self, main: Callable[[], Coroutine[Any, Any, None]], /) -> Job | None:
+        """Run as a job what lets nothing escape; `None` where it has ended at once."""
+        ...
+
     async def finish(self, job: Job, flight: Flight, seconds: float | None = None, /) -> bool:
         """Wait for a job through every cancellation of the current task, each handed to `flight.hold_off`.
 
@@ -65,10 +72,6 @@ class Backend(Protocol):
         """Give the running task."""
         ...
 
-    def stance(self) -> tuple[object, float, int]:
-        """Give the running task, its pressure, and its open nurseries."""
-        ...
-
     def pressure(self) -> float:
         """Count the cancellations that were asked of the current task and are not consumed yet."""
         ...
@@ -81,8 +84,8 @@ class Backend(Protocol):
         """Tell whether an anyio or trio scope around the current task is cancelled."""
         ...
 
-    def open_nurseries(self) -> int:
-        """Count the trio nurseries that the current task holds open."""
+    def open_nurseries(self) -> int | None:
+        """Count the trio nurseries that the current task holds open; on asyncio there are none."""
         ...
 
     def warm(self) -> None:
@@ -90,7 +93,11 @@ class Backend(Protocol):
         ...
 
 
-_loaded: dict[str, Backend] = {}
+class _Loaded:
+    """The backends that were imported so far."""
+
+    asyncio: Backend | None = None
+    trio: Backend | None = None
 
 
 def backend() -> Backend:
@@ -98,21 +105,34 @@ def backend() -> Backend:
 
     A running loop proves nothing: in trio's guest mode an asyncio loop runs too. The current task does.
     """
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None:
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            task = None
-        if task is not None:
-            return _loaded.get("asyncio") or _load("asyncio")
+    if _Loaded.asyncio is None:
+        _load("asyncio")
+    try:
+        if _Loaded.asyncio is not None and _Loaded.asyncio.current_task() is not None:
+            return _Loaded.asyncio
+    except RuntimeError:
+        pass  # no loop runs here
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_task():
-        return _loaded.get("trio") or _load("trio")
+        return _Loaded.trio or _load("trio")
     msg = "no async task is running here: use a scope from a coroutine that asyncio or trio runs"
     raise RuntimeError(msg)
 
 
-def _load(name: str) -> Backend:
-    module = _loaded[name] = cast("Backend", import_module(f"rescope._backends.{name}"))
-    return module
+def stance() -> tuple[Any, float, int | None]:
+    """Give the running task, its pressure, and how many nurseries it holds open, where it can."""
+    if _Loaded.asyncio is not None:
+        try:
+            task: Any = _Loaded.asyncio.current_task()
+        except RuntimeError:
+            task = None
+        if task is not None:
+            return task, task.cancelling(), None
+    here = backend()
+    return here.current_task(), here.pressure(), here.open_nurseries()
+
+
+def _load(name: str) -> Any:
+    if name in sys.modules:
+        setattr(_Loaded, name, import_module(f"rescope._backends.{name}"))
+    return getattr(_Loaded, name)

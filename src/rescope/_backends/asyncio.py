@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 import sys
-from asyncio import CancelledError, Event, Future, Task, current_task, get_running_loop
+from asyncio import CancelledError, Event, Future, Task, current_task, get_running_loop, sleep
+from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from rescope._flight import Flight
 
@@ -25,12 +27,12 @@ __all__ = [
     "Event",
     "current_task",
     "finish",
+    "launch",
     "now",
     "open_nurseries",
     "pressure",
     "pressure_gauge",
     "scope_cancelled",
-    "stance",
     "start",
     "warm",
 ]
@@ -39,51 +41,54 @@ Cancelled = CancelledError
 
 # A task that starts at once (3.12) costs next to nothing when its coroutine doesn't suspend.
 _EAGER = sys.version_info >= (3, 12)
+
+# The loop keeps a timer that was cancelled for as long as it would have run, and the timer keeps its context. In ours
+# there is the closing, and all that failed in it.
+_EMPTY = Context()
+
 _Task: Any = Task
 
 
 class Job:
     """A task that keeps what came out of it, whatever it is: out of an asyncio task, an exit would end the loop."""
 
-    __slots__ = ("_error", "_fn", "_task", "_waiter", "done", "value")
+    __slots__ = ("_error", "_fresh", "_task", "_waiter", "done", "value")
 
-    _task: Task[None]
-
-    def __init__(self, fn: Callable[[], Awaitable[object]]) -> None:
-        self._fn = fn
+    def __init__(self, task: Task[None] | None = None) -> None:
+        self._task = cast("Task[None]", task)
         self._error: BaseException | None = None
         self._waiter: Future[None] | None = None
+        self._fresh = not _EAGER
         self.value: Any = None
         self.done = False
-        self._begin()
 
-    def _begin(self) -> None:
-        loop = get_running_loop()
-        self._task = _Task(self._run(), loop=loop, eager_start=True) if _EAGER else Task(self._run(), loop=loop)
-        if not self.done:
-            self._task.add_done_callback(self._ended)
-
-    async def _run(self) -> None:
+    async def keep(self, fn: Callable[[], Awaitable[object]]) -> None:
         try:
-            self.value = await self._fn()
+            self.value = await fn()
         except BaseException as exc:
             self._error = exc
-        self.done = True
-        del self._fn
-        if self._waiter is not None:
-            self.wake()
+        self.end()
 
-    def _ended(self, _: object) -> None:
+    def run_again(self, main: Callable[[], Coroutine[Any, Any, None]], _: object) -> None:
         """Begin anew where the task was cancelled before its first step (3.11): closers run, cancelled or not."""
         if not self.done:
-            self._begin()
+            self._task = _begin(main)
+            self._task.add_done_callback(partial(self.run_again, main))
             get_running_loop().call_soon(self._task.cancel)
+
+    def end(self) -> None:
+        self.done = True
+        self.wake()
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def waiter(self) -> Future[None]:
+    def waiter(self) -> Awaitable[None]:
+        """Give what to await: the next turn of the loop for a task that has not begun, which may well end in it."""
+        if self._fresh:
+            self._fresh = False
+            return sleep(0)
         self._waiter = get_running_loop().create_future()
         return self._waiter
 
@@ -99,8 +104,27 @@ class Job:
         return error
 
 
+def _begin(main: Callable[[], Coroutine[Any, Any, None]]) -> Task[None]:
+    options: dict[str, Any] = {"eager_start": True} if _EAGER else {}
+    return Task(main(), loop=get_running_loop(), **options)
+
+
 def start(fn: Callable[[], Awaitable[object]], /) -> Job:
-    return Job(fn)
+    job = Job()
+    main = partial(job.keep, fn)
+    job._task = _begin(main)
+    if not _EAGER:
+        job._task.add_done_callback(partial(job.run_again, main))
+    return job
+
+
+def launch(main: Callable[[], Coroutine[Any, Any, None]], /) -> Job | None:
+    if not _EAGER:
+        job = Job(_begin(main))
+        job._task.add_done_callback(partial(job.run_again, main))
+        return job
+    task = _Task(main(), loop=get_running_loop(), eager_start=True)
+    return None if task.done() else Job(task)
 
 
 async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> bool:
@@ -113,10 +137,11 @@ async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> b
         late = True
         job.wake()
 
-    timer = None if seconds is None else get_running_loop().call_later(seconds, give_up)
+    timer = None if seconds is None else get_running_loop().call_later(seconds, give_up, context=_EMPTY)
     try:
         try:
-            await job.waiter()
+            while not (job.done or late):
+                await job.waiter()
         except CancelledError as exc:
             from anyio import CancelScope
 
@@ -142,11 +167,6 @@ def now() -> float:
     return get_running_loop().time()
 
 
-def stance() -> tuple[object, float, int]:
-    task = cast("Task[Any]", current_task())
-    return task, task.cancelling(), 0
-
-
 def pressure() -> float:
     return pressure_gauge()()
 
@@ -161,8 +181,8 @@ def scope_cancelled() -> bool:
     return current_effective_deadline() == -math.inf
 
 
-def open_nurseries() -> int:
-    return 0
+def open_nurseries() -> None:
+    """None can be: a task group belongs to no task."""
 
 
 def warm() -> None:

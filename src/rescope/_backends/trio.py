@@ -26,12 +26,12 @@ __all__ = [
     "Event",
     "current_task",
     "finish",
+    "launch",
     "now",
     "open_nurseries",
     "pressure",
     "pressure_gauge",
     "scope_cancelled",
-    "stance",
     "start",
     "warm",
 ]
@@ -65,6 +65,9 @@ class Job:
         self.done = True
         self.ended.set()
 
+    def end(self) -> None:
+        """Nothing to do: `run` ends it."""
+
     def cancel(self) -> None:
         self.asked = True
         self._scope.cancel()
@@ -78,6 +81,9 @@ def start(fn: Callable[[], Awaitable[object]], /) -> Job:
     job = Job(fn)
     spawn_system_task(job.run, context=copy_context())
     return job
+
+
+launch = start
 
 
 async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> bool:
@@ -98,10 +104,6 @@ async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> b
     except Cancelled as exc:
         flight.hold_off(exc, by_scope=True)
     return job.done
-
-
-def stance() -> tuple[object, float, int]:
-    return current_task(), pressure(), open_nurseries()
 
 
 def pressure() -> float:
