@@ -46,14 +46,15 @@ class Child(Resource["Scope"]):
     def _begin(self, unwinding: Unwinding, closing: Closing) -> Awaitable[None]:
         child = self._value
         own = child._start(unwinding.outcome, unwinding.flight, least(unwinding.limit(None), child._grace))
-        given = child._held.close_plain() if child._held is not None and own.straight() else None
-        return self._unwind(unwinding, closing, own, given)
+        if child._held is not None and own.straight():
+            child._held.close_plain()
+        return self._unwind(unwinding, closing, own)
 
-    async def _unwind(self, unwinding: Unwinding, closing: Closing, own: Unwinding, given: object) -> None:
+    async def _unwind(self, unwinding: Unwinding, closing: Closing, own: Unwinding) -> None:
         """Close the child with the parent's outcome; its managers see what is in flight there, and may change it."""
         child = self._value
         if child._held is not None:
-            await own.run(child._held, given)
+            await own.run(child._held)
         child._settle(own)
         flight = unwinding.flight
         if unwinding.budget is not None and own.budget is not None:

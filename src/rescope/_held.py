@@ -37,9 +37,10 @@ class Held(ref["Scope"]):
     """
 
     __slots__ = (
-        "_given",
+        "_coroutine",
         "attempted",
         "failures",
+        "given",
         "gone",
         "heir",
         "job",
@@ -70,9 +71,12 @@ class Held(ref["Scope"]):
     resource: Any
     since: float
     job: Job | None
+    """The task in which it awaits what they gave."""
+    given: object
+    """What one of them gave that is no coroutine."""
     token: Token[Closing | Held | None]
-    _given: CoroutineType[Any, Any, Any]
     holder: Scope | None = None
+    _coroutine: CoroutineType[Any, Any, Any]
 
     @property
     def scope(self) -> Scope | None:
@@ -85,12 +89,11 @@ class Held(ref["Scope"]):
         outer = self.token.old_value
         return None if outer is Token.MISSING else outer
 
-    def close_plain(self) -> object:
-        """Call plain closers, the last one first, until one gives something to be seen to: that comes back.
+    def close_plain(self) -> None:
+        """Call plain closers, the last one first, until there is something to be seen to: a `job`, or what one gave.
 
-        A coroutine is seen to by `job` then. It also ends where the next is not plain, or none is left. Nearly all that
-        scopes hold is plain: a value and a closer without a bound. One call more for each would be a good part of
-        what it costs.
+        It also ends where the next is not plain, or none is left. Nearly all that scopes hold is plain: a value and a
+        closer without a bound. One call more for each would be a good part of what it costs.
         """
         places = self.places
         token = self.token = begin_within(self)
@@ -99,7 +102,7 @@ class Held(ref["Scope"]):
                 resource = places.pop()
                 if resource._limits is not None or resource._state is not self:
                     places.append(resource)
-                    return None
+                    return
                 resource._state = CLOSING
                 self.resource = resource
                 self.since = perf_counter()
@@ -107,19 +110,18 @@ class Held(ref["Scope"]):
                     given = resource._close()
                     if given is not None:
                         if type(given) is not CoroutineType:
-                            return given
-                        self._given = given
-                        self.job = None
+                            self.given = given
+                            return
+                        self._coroutine = given
                         self.job = backend().launch(self._batch)
-                        if self.job is None:
-                            continue
-                        return given
+                        if self.job is not None:
+                            return
+                        continue
                 except BaseException as exc:
                     self._failed(resource, exc, asked=False)
                 resource._state = CLOSED  # nobody can have begun to wait for it
         finally:
             end_within(token)
-        return None
 
     async def _batch(self) -> None:
         """Await what a plain closer gave, and go on with the next ones while they are coroutine functions.
@@ -130,7 +132,7 @@ class Held(ref["Scope"]):
         places = self.places
         resource: Resource[Any] = self.resource
         close: Any = resource._close
-        given: Any = self._given
+        given: Any = self._coroutine
         known = None
         pressure = backend().pressure_gauge()
         while True:
@@ -271,7 +273,7 @@ def hold(scope: Scope) -> Held:
     """Let a scope begin to hold."""
     held = Held(scope)
     held.places = []
-    held.values = held.heir = held.resource = held.failures = held.raised = None
+    held.values = held.heir = held.resource = held.failures = held.raised = held.given = held.job = None
     held.gone = 0
     return held
 

@@ -165,21 +165,19 @@ class Scope(Registry):
             held.attempted = len(places) - held.gone
             self._state = CLOSING
             self._straight = None
-            given = held.close_plain() if places and places[-1]._limits is None else None
-            if given is None and places and held.failures is None:
-                given = await close_straight(held)
-            if (
-                given is None
-                and not places
-                and held.failures is None
-                and held.raised is None
-                and self._state is CLOSING
-            ):
+            if places and places[-1]._limits is None:
+                held.close_plain()
+            flight = None
+            if places or held.job is not None:
+                flight = Flight(None)
+                await close_straight(held, flight)
+            clean = not places and held.failures is None and held.raised is None and held.given is None
+            if clean and self._state is CLOSING and (flight is None or flight.interruption() is None):
                 self._held = None
                 self._state = CLOSED
                 return False
-            unwinding = self._unwinding = Unwinding(self, SUCCESS, None, held.attempted)
-            await unwinding.run(held, given)
+            unwinding = self._unwinding = Unwinding(self, SUCCESS, flight, held.attempted)
+            await unwinding.run(held)
             self._settle(unwinding)
             left = unwinding.verdict()
         else:
@@ -217,8 +215,7 @@ class Scope(Registry):
         if leaving is not None:
             unwinding.holder = leaving.parent
         if self._held is not None:
-            given = self._held.close_plain() if unwinding.straight() else None
-            await unwinding.run(self._held, given)
+            await unwinding.run(self._held)
         self._settle(unwinding)
         if leaving is not None:
             unwinding.holder = None

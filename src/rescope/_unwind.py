@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from functools import partial
 from time import perf_counter
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, cast
 
 from rescope._backends import backend
@@ -87,31 +86,26 @@ class Unwinding(Closing):
             self._flight = Flight(None)
         return self._flight
 
-    async def run(self, held: Held, given: object = None) -> None:
-        """Close all that is held, and what is registered meanwhile; `given` is what a plain closer gave just now."""
+    async def run(self, held: Held) -> None:
+        """Close all that is held, and what is registered meanwhile."""
         straight = self.straight()
-        places = held.places
         token = begin_within(self)
         try:
             while True:
+                if straight:
+                    await close_straight(held, self.flight)
                 if held.failures is not None:
                     self.take_on_record(held)
                 if held.raised is not None:
                     self._take_raised(held)
-                if type(given) is CoroutineType:
-                    await backend().finish(cast("Job", held.job), self.flight)
-                    held.job = None  # its task knows the closing, by its context
-                elif given is not None:
-                    await self._see_to(held, held.resource, given)
+                elif held.given is not None:
+                    await self._see_to_given(held)
+                elif not held.places:
+                    break
                 elif self.concurrent:
                     await self._all_at_once(held)
-                elif places:
+                else:
                     await self._close_last(held)
-                given = None
-                if straight:
-                    given = await close_straight(held, plain_only=self.seen() is not None)
-                if given is None and held.failures is None and held.raised is None and not places:
-                    break
         finally:
             end_within(token)
 
@@ -132,15 +126,16 @@ class Unwinding(Closing):
         held.resource._raised(self, self, exc)
         self.closed(self)
 
-    async def _see_to(self, held: Held, resource: Resource[Any], given: object) -> None:
+    async def _see_to_given(self, held: Held) -> None:
         """Await what a plain closer gave that is no coroutine, or reject it."""
-        self.resource, self.since = resource, held.since
+        given, held.given = held.given, None
+        self.resource, self.since = held.resource, held.since
         try:
-            rest = resource._rest(self, self, given)
+            rest = held.resource._rest(self, self, given)
             if rest is not None:
                 await rest
         except BaseException as exc:
-            self.failed(resource, exc, self.elapsed())
+            self.failed(held.resource, exc, self.elapsed())
         self.closed(self)
 
     async def _close_last(self, held: Held) -> None:
@@ -300,21 +295,22 @@ class Unwinding(Closing):
         return verdict(flight or Flight(None), self.error, self.outcome)
 
 
-async def close_straight(held: Held, *, plain_only: bool = False) -> object:
-    """Close what can be closed without asking, until something is to be seen to.
-
-    That may be what a plain closer gave: it comes back.
-    """
+async def close_straight(held: Held, flight: Flight) -> None:
+    """Close what can be closed without asking, until something is to be seen to."""
     places = held.places
-    given: object = None
     before = None
-    while given is None and held.raised is None and places and len(places) != before:
-        before = len(places)
-        if places[-1]._limits is None:
-            given = held.close_plain()
-        elif not plain_only:
-            await places[-1]._in_turn(held)
-    return given
+    while held.raised is None and held.given is None:
+        if held.job is not None:
+            await backend().finish(held.job, flight)
+            held.job = None  # its task knows the closing, by its context
+        elif not places or len(places) == before:
+            break
+        else:
+            before = len(places)
+            if places[-1]._limits is None:
+                held.close_plain()
+            elif flight.exc is None:
+                await places[-1]._in_turn(held)
 
 
 async def close_now(resource: Resource[Any]) -> None:
