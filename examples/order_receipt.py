@@ -107,9 +107,15 @@ class Shop:
 
 async def fulfil(scope: Scope, shop: Shop, order: Order) -> Result[int, UnknownCustomerError]:
     """Sell what was ordered; give the price in cents. What it opens, the scope closes."""
-    db = await scope.acquire(lambda: in_thread(shop.connect), lambda db: in_thread(db.close), name="connection")
+    # `shield`: a thread can't be cancelled, so whoever cancels us waits until we hold what it opens.
+    db = await scope.acquire(
+        lambda: in_thread(shop.connect), lambda db: in_thread(db.close), name="connection", shield=True
+    )
     desk = await scope.acquire(
-        lambda: in_thread(shop.new_desk), lambda desk: in_thread(shutil.rmtree, desk), name="working directory"
+        lambda: in_thread(shop.new_desk),
+        lambda desk: in_thread(shutil.rmtree, desk),
+        name="working directory",
+        shield=True,
     )
     receipt = desk / f"{order.number}.txt"
     scope.on_success(shop.hand_over, receipt, order.courier)  # closed after the commit, before the desk is cleared

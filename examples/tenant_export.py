@@ -44,11 +44,12 @@ class Folders:
 @scoped
 async def export(scope: Scope, folders: Folders, tenant: str) -> int:
     """Export one tenant; give the number of rows. What it opens, the scope closes, however it ends."""
+    # `shield`: a thread can't be cancelled, so whoever cancels us waits until we hold what it opens.
     db = await scope.acquire(
-        lambda: in_thread(connect, folders.databases / f"{tenant}.sqlite"), lambda db: in_thread(db.close)
+        lambda: in_thread(connect, folders.databases / f"{tenant}.sqlite"), lambda db: in_thread(db.close), shield=True
     )
     scratch = await scope.acquire(
-        lambda: in_thread(make_directory, folders.scratch), lambda path: in_thread(shutil.rmtree, path)
+        lambda: in_thread(make_directory, folders.scratch), lambda path: in_thread(shutil.rmtree, path), shield=True
     )
     rows = 0
     for table in ("customers", "invoices"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Never
 
@@ -328,6 +328,58 @@ async def test_of_several_interrupts_the_first_one_comes_out() -> None:
             await scope.enter(interrupting("first"))
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("options", [{}, {"grace": 5}], ids=["plain", "grace"])
+async def test_what_a_closer_interrupts_with_comes_before_a_later_cancellation(
+    kind: str, options: dict[str, Any]
+) -> None:
+    """Rule 3: "else the first one": a cancellation that comes while the next closer runs is the second."""
+
+    class Stop(BaseException):
+        """Something urgent that is neither an interrupt nor an exit."""
+
+    def stops() -> None:
+        raise Stop
+
+    async def stops_later() -> None:
+        await anyio.lowlevel.checkpoint()
+        raise Stop
+
+    with anyio.CancelScope() as cancelled:
+
+        async def cancels() -> None:
+            cancelled.cancel()
+            for _ in range(5):
+                await anyio.lowlevel.checkpoint()
+
+        with pytest.raises(Stop):
+            async with Scope(**options) as scope:
+                scope.defer(cancels)
+                scope.defer(stops if kind == "sync" else stops_later)
+
+
+async def test_a_group_of_cancellations_is_cut_off_as_a_cancellation_is() -> None:
+    """Nested `with`s would raise the plain cancellation that the outer exit met; so does the scope."""
+
+    class Groups(Manager):
+        async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+            assert exc is not None
+            msg = "all of it"
+            raise BaseExceptionGroup(msg, [exc])
+
+    class Waits(Manager):
+        async def __aexit__(self, *exc_info: object) -> None:
+            await anyio.lowlevel.checkpoint()
+
+    with anyio.CancelScope() as cancelled:
+        with pytest.raises(anyio.get_cancelled_exc_class()):
+            async with Scope() as scope:
+                await scope.enter(Waits())
+                await scope.enter(Groups())
+                cancelled.cancel()
+                await anyio.lowlevel.checkpoint()
+
+
 @pytest.mark.parametrize("options", [{}, {"grace": 5}], ids=["plain", "grace"])
 async def test_what_is_registered_while_closing_counts(options: dict[str, Any]) -> None:
     """The message says of how many closers the failed ones are, those that a closer registered included."""
@@ -388,9 +440,10 @@ async def test_a_long_grace_keeps_nothing_alive() -> None:
     gone = weakref.ref(item)
     scope = Scope(grace=1000)
     scope.add(item)
-    with pytest.raises(ResourceCleanupError):
+    with suppress(ResourceCleanupError):
         await scope.aclose()
     del item, scope
+    await anyio.lowlevel.checkpoint()  # what the end of the close set off has been called then
     gc.collect()
 
     assert gone() is None
@@ -426,6 +479,66 @@ async def test_a_hosted_managers_background_task_may_close_the_scope_that_waits_
     await scope.aclose()
 
     assert log == ["ended"]
+
+
+async def test_a_manager_that_is_still_entering_may_close_its_scope() -> None:
+    """Its own task closes the scope before it is held: it is drained by that close, which does not wait for us."""
+    scope = Scope()
+    log: list[str] = []
+
+    @asynccontextmanager
+    async def client() -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(scope.aclose)
+            await anyio.lowlevel.checkpoint()
+            yield
+        log.append("exited")
+
+    async def slow() -> None:
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+
+    scope.defer(slow)
+    with anyio.fail_after(5):
+        await scope.host(client())
+        await scope.aclose()
+
+    assert (scope.state, log) == ("closed", ["exited"])
+
+
+@pytest.mark.parametrize("what", ["scope", "resource"])
+async def test_two_that_close_at_once_close_once(what: str) -> None:
+    """One of them is a hosted manager's background task: what it closes is closing from that very moment."""
+    scope = Scope()
+    log: list[str] = []
+    go = anyio.Event()
+
+    async def closer() -> None:
+        log.append("closing")
+        await anyio.lowlevel.checkpoint()
+        log.append("closed")
+
+    handle = scope.defer(closer)
+    closes = scope.aclose if what == "scope" else handle.aclose
+
+    @asynccontextmanager
+    async def client() -> AsyncIterator[None]:
+        async def lost() -> None:
+            await go.wait()
+            await closes()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lost)
+            yield
+
+    await scope.host(client())
+    go.set()
+    await anyio.lowlevel.checkpoint()
+    await closes()
+    after = list(log)
+    await scope.aclose()
+
+    assert (after, log) == (["closing", "closed"], ["closing", "closed"])
 
 
 # Misuse

@@ -11,7 +11,7 @@ from rescope._tell import log
 from rescope.exceptions import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Iterator
 
     from rescope._held import Held
     from rescope._host import Hosted
@@ -107,7 +107,7 @@ def host_within(x: Resource[Any] | Scope) -> Hosted[Any] | None:
     return None
 
 
-async def apart(close: Callable[[], Awaitable[BaseException | None]], host: Hosted[Any]) -> BaseException | None:
+async def apart(close: Awaitable[BaseException | None], host: Hosted[Any]) -> BaseException | None:
     """Let a task of its own close what holds the manager we work for.
 
     Waiting for that can be cancelled, and ends when the manager is told to exit, as the exit may wait for us. What
@@ -117,7 +117,7 @@ async def apart(close: Callable[[], Awaitable[BaseException | None]], host: Host
 
     async def run() -> BaseException | None:
         try:
-            exc = await close()
+            exc = await close
         finally:
             host.farewell_said.set()
         if not waiting and exc is not None:

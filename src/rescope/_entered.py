@@ -17,6 +17,7 @@ from rescope._backends import backend
 from rescope._closer import name_of
 from rescope._closing import CLOSED, CLOSING, begin_within, end, end_within
 from rescope._flight import carries, cut_context, three
+from rescope._held import Held, Raised
 from rescope._resource import SPECIAL, Resource, managed
 from rescope._result import Err
 from rescope.exceptions import WrongTaskError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from rescope._closing import Closing
     from rescope._flight import Failure
-    from rescope._held import Held
     from rescope._unwind import Unwinding
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class Entered(Resource[T]):
                 try:
                     await handle._aexit(handle._manager, None, None, None)
                 except BaseException as exc:
-                    held.raised = exc
+                    held.left = Raised(exc, perf_counter() - held.since)
                     return
                 handle._handled = None
                 if handle._state is CLOSING:
@@ -139,6 +139,9 @@ class Entered(Resource[T]):
         """Leave a nursery alone that was opened in another task: to exit it here would crash the whole run."""
         if self._stance[2]:
             raise self._wrong_task()
+
+    def _has_raised(self, unwinding: Unwinding, raised: Raised) -> None:
+        self._raised(unwinding, unwinding, raised.exc)
 
     def _raised(
         self,

@@ -93,11 +93,10 @@ class Flight:
     def interrupted(self, new: BaseException) -> None:
         """A manager's exit was cut off. What was in flight is its context, and is kept where nothing may replace it."""
         old, since = self.exc, self._since
-        cancelled = backend().Cancelled
-        if old is not None and not isinstance(old, (Exception, cancelled)):
+        if old is not None and not isinstance(old, Exception) and not cancels(old):
             self.interrupts = (*self.interrupts[:since], old, *self.interrupts[since:])
         self.take(new)
-        if isinstance(old, cancelled) and isinstance(new, cancelled):
+        if old is not None and cancels(old) and cancels(new):
             self._since = since  # the same one, delivered again
 
     def failed(self, failure: Failure) -> None:
@@ -119,6 +118,13 @@ class Flight:
             if isinstance(exc, KeyboardInterrupt | SystemExit):
                 return exc
         return found[0] if found else None
+
+
+def cancels(exc: BaseException) -> bool:
+    """Tell whether it is a cancellation, or a group of nothing else."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(cancels(inner) for inner in exc.exceptions)
+    return isinstance(exc, backend().Cancelled)
 
 
 def carries(new: BaseException, old: BaseException) -> bool:

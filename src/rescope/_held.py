@@ -25,6 +25,17 @@ _NAMES_TOLD = 10
 _FEW = 16
 
 
+class Raised:
+    """What a close raised, after how many seconds, and whether somebody asked its task to cancel."""
+
+    __slots__ = ("asked", "elapsed", "exc")
+
+    def __init__(self, exc: BaseException, elapsed: float, *, asked: bool = False) -> None:
+        self.exc = exc
+        self.elapsed = elapsed
+        self.asked = asked
+
+
 class Held(ref["Scope"]):
     """The places of a scope's handles, the last registered at the end, and an index of their values.
 
@@ -39,13 +50,11 @@ class Held(ref["Scope"]):
     __slots__ = (
         "_coroutine",
         "attempted",
-        "failures",
-        "given",
         "gone",
         "heir",
         "job",
+        "left",
         "places",
-        "raised",
         "resource",
         "since",
         "token",
@@ -61,20 +70,14 @@ class Held(ref["Scope"]):
     """How many there are to close, once it begins."""
     heir: Held | None
     """The one to which all of it was handed over."""
-    failures: list[tuple[Resource[Any], BaseException, float, bool]] | None
-    """What plain closers raised, after how many seconds, and whether somebody asked their task to cancel."""
-
-    raised: BaseException | None
-    """What the exit of the manager that it is at raised."""
+    left: object
+    """What is to be seen to before the next is closed: what one raised, as `Raised`, or gave that is no coroutine."""
 
     # While it calls plain closers or exits managers in turn, it is the closing of what it is at.
     resource: Any
     since: float
     job: Job | None
     """The task in which it awaits what they gave."""
-    given: object
-    """What one of them gave that is no coroutine."""
-    token: Token[Closing | Held | None]
     holder: Scope | None = None
     _coroutine: CoroutineType[Any, Any, Any]
 
@@ -90,7 +93,7 @@ class Held(ref["Scope"]):
         return None if outer is Token.MISSING else outer
 
     def close_plain(self) -> None:
-        """Call plain closers, the last one first, until there is something to be seen to: a `job`, or what one gave.
+        """Call plain closers, the last one first, until there is something to be seen to: a `job`, or what one did.
 
         It also ends where the next is not plain, or none is left. Nearly all that scopes hold is plain: a value and a
         closer without a bound. One call more for each would be a good part of what it costs.
@@ -110,15 +113,16 @@ class Held(ref["Scope"]):
                     given = resource._close()
                     if given is not None:
                         if type(given) is not CoroutineType:
-                            self.given = given
+                            self.left = given
                             return
                         self._coroutine = given
                         self.job = backend().launch(self._batch)
-                        if self.job is not None:
+                        if self.job is not None or self.left is not None:
                             return
                         continue
                 except BaseException as exc:
-                    self._failed(resource, exc, asked=False)
+                    self.left = Raised(exc, perf_counter() - self.since)
+                    return
                 resource._state = CLOSED  # nobody can have begun to wait for it
         finally:
             end_within(token)
@@ -127,7 +131,7 @@ class Held(ref["Scope"]):
         """Await what a plain closer gave, and go on with the next ones while they are coroutine functions.
 
         Calling one of those runs nothing of it yet, while a sync closer belongs to the closing task. It also ends where
-        somebody asked this task to cancel: that is not for the next.
+        one failed, and where somebody asked this task to cancel: that is not for the next.
         """
         places = self.places
         resource: Resource[Any] = self.resource
@@ -144,8 +148,8 @@ class Held(ref["Scope"]):
                     reject(given)
                     given = None
             except BaseException as exc:
-                self._failed(resource, exc, asked=pressure() > 0)
-                given = None
+                self.left = Raised(exc, perf_counter() - self.since, asked=pressure() > 0)
+                break
             if resource._state is CLOSING:
                 resource._state = CLOSED
             else:
@@ -167,10 +171,6 @@ class Held(ref["Scope"]):
             self.since = perf_counter()
         if self.job is not None:
             self.job.end()
-
-    def _failed(self, resource: Resource[Any], exc: BaseException, *, asked: bool) -> None:
-        self.failures = self.failures or []
-        self.failures.append((resource, exc, perf_counter() - self.since, asked))
 
     def keep(self, handle: Resource[Any]) -> None:
         """Hold one more, as the last."""
@@ -273,7 +273,7 @@ def hold(scope: Scope) -> Held:
     """Let a scope begin to hold."""
     held = Held(scope)
     held.places = []
-    held.values = held.heir = held.resource = held.failures = held.raised = held.given = held.job = None
+    held.values = held.heir = held.resource = held.left = held.job = None
     held.gone = 0
     return held
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import ref
 
 from rescope._backends import backend
 from rescope._closing import Life, around
@@ -44,6 +45,7 @@ class Hosted(Resource[T]):
         "_closing",
         "_dismissed",
         "_farewell",
+        "_home",
         "_inside",
         "_job",
         "_leave",
@@ -54,10 +56,13 @@ class Hosted(Resource[T]):
 
     _job: Job
 
-    def __init__(self, manager: AbstractAsyncContextManager[T], name: str | None, timeout: float | None) -> None:
+    def __init__(
+        self, manager: AbstractAsyncContextManager[T], name: str | None, timeout: float | None, scope: Scope
+    ) -> None:
         super().__init__(None, managed, name=name or name_of_manager(manager))  # type: ignore[arg-type]
         self._limits = timeout, None
         self._manager = manager
+        self._home: ref[Scope] | None = ref(scope)
         self._inside = False
         self._settled: Event | None = None
         self._leave = backend().Event()
@@ -110,10 +115,16 @@ class Hosted(Resource[T]):
             raise exc
 
     def holder(self) -> Scope | None:
-        """Give the scope that holds it, also while that closes."""
+        """Give the scope that holds it, also while that closes, or for which it is entered."""
         if type(self._state) is Held:
             return self._state()
-        return None if self._closing is None else self._closing.scope or self._closing.holder
+        if self._closing is not None:
+            return self._closing.scope or self._closing.holder
+        return None if self._home is None else self._home()
+
+    def moved_in(self) -> None:
+        """Let it be where it is held, and nowhere else."""
+        self._home = None
 
     def _tell_death(self, error: BaseException | None) -> None:
         scope = self.holder()

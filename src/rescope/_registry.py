@@ -264,7 +264,7 @@ class Registry:
         self._refuse_closed()
         check_manager(cm, hosted=True)
         check_options(name, timeout, None)
-        handle = Hosted(cm, name, timeout)
+        handle = Hosted(cm, name, timeout, self)  # type: ignore[arg-type]
         await self._host([handle])
         return handle.value
 
@@ -298,7 +298,7 @@ class Registry:
         self._refuse_closed()
         for cm in cms:
             check_manager(cm, hosted=True)
-        handles = [Hosted(cm, None, None) for cm in cms]
+        handles = [Hosted(cm, None, None, self) for cm in cms]  # type: ignore[arg-type]
         await self._host(handles)
         return tuple(handle.value for handle in handles)
 
@@ -386,6 +386,7 @@ class Registry:
             raise error
         for handle in handles:
             self._keep(handle, since)
+            handle.moved_in()
 
     def _add_handle(self, handle: Resource[T], *options: object) -> T:
         if any(option is not None for option in options):

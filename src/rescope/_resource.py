@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cas
 from rescope import _unwind
 from rescope._closer import awaited, check_callable, check_options, check_value, is_awaitable, name_of, reject
 from rescope._closing import OPEN
-from rescope._held import Held
+from rescope._held import Held, Raised
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -105,6 +105,10 @@ class Resource(Generic[T]):
     @staticmethod
     async def _in_turn(held: Held) -> None:
         """Close as many as there are of this kind at the end of what is held; most kinds go one by one instead."""
+
+    def _has_raised(self, unwinding: Unwinding, raised: Raised) -> None:
+        """See to what its close raised where nobody asked how it is closed."""
+        unwinding.failed(self, raised.exc, raised.elapsed, asked=raised.asked)
 
     def _begin(self, unwinding: Unwinding, closing: Closing) -> Awaitable[None] | None:
         """Start closing; give what is still to be awaited, if anything."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from rescope._budget import Budget
@@ -17,6 +16,7 @@ from rescope._unwind import SUCCESS, Unwinding, close_straight
 from rescope.exceptions import ResourceCleanupError, ScopeClosedError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from types import TracebackType
     from typing import Self
 
@@ -130,8 +130,8 @@ class Scope(Registry):
         """
         if self._state is OPEN:
             host = None if around.get() is None else host_within(self)
-            close = partial(self._close, SUCCESS, None)
-            exc = await (close() if host is None else apart(close, host))
+            rest = self._begin_close(SUCCESS, None)
+            exc = await (rest if host is None else apart(rest, host))
             if exc is not None:
                 try:
                     raise_unchanged(exc)
@@ -171,8 +171,8 @@ class Scope(Registry):
             if places or held.job is not None:
                 flight = Flight(None)
                 await close_straight(held, flight)
-            clean = not places and held.failures is None and held.raised is None and held.given is None
-            if clean and self._state is CLOSING and (flight is None or flight.interruption() is None):
+            clean = not places and held.left is None and (flight is None or flight.interruption() is None)
+            if clean and self._state is CLOSING:
                 self._held = None
                 self._state = CLOSED
                 return False
@@ -181,7 +181,7 @@ class Scope(Registry):
             self._settle(unwinding)
             left = unwinding.verdict()
         else:
-            left = await self._close(SUCCESS if exc is None else Err(exc), exc)
+            left = await self._begin_close(SUCCESS if exc is None else Err(exc), exc)
         if left is exc:
             return False
         if left is None:
@@ -204,16 +204,18 @@ class Scope(Registry):
 
     # What the rest of the house uses
 
-    async def _close(self, outcome: Result[Any, Any], raised: BaseException | None) -> BaseException | None:
-        """Close it with that outcome, and give what must come out: what was raised, something else, or nothing."""
+    def _begin_close(self, outcome: Result[Any, Any], raised: BaseException | None) -> Awaitable[BaseException | None]:
+        """Begin to close with that outcome, at once; the rest gives what must come out: nothing, `raised`, or else."""
         handle = None if self._handle is None else self._handle()
         if handle is not None and handle.state == "closing":  # the parent is about to close it
-            await ended(handle)
-            return raised
+            return self._closed_by_parent(handle, raised)
         leaving = None if handle is None else Leaving(handle)
         unwinding = self._start(outcome, None if raised is None else Flight(raised), self._grace)
         if leaving is not None:
             unwinding.holder = leaving.parent
+        return self._close(unwinding, leaving)
+
+    async def _close(self, unwinding: Unwinding, leaving: Leaving | None) -> BaseException | None:
         if self._held is not None:
             await unwinding.run(self._held)
         self._settle(unwinding)
@@ -221,6 +223,11 @@ class Scope(Registry):
             unwinding.holder = None
             leaving.end(unwinding.error)
         return unwinding.verdict()
+
+    @staticmethod
+    async def _closed_by_parent(handle: Child, raised: BaseException | None) -> BaseException | None:
+        await ended(handle)
+        return raised
 
     def _start(self, outcome: Result[Any, Any], flight: Flight | None, grace: float | None) -> Unwinding:
         budget = None if grace is None else Budget(grace)

@@ -31,7 +31,7 @@ from rescope._closing import (
     inside,
 )
 from rescope._flight import Failure, Flight, raise_unchanged, verdict
-from rescope._held import Held
+from rescope._held import Held, Raised
 from rescope._result import Ok, Result
 from rescope.exceptions import CloseCancelledError, cleanup_error
 
@@ -94,12 +94,8 @@ class Unwinding(Closing):
             while True:
                 if straight:
                     await close_straight(held, self.flight)
-                if held.failures is not None:
-                    self.take_on_record(held)
-                if held.raised is not None:
-                    self._take_raised(held)
-                elif held.given is not None:
-                    await self._see_to_given(held)
+                if held.left is not None:
+                    await self._see_to_left(held)
                 elif not held.places:
                     break
                 elif self.concurrent:
@@ -113,29 +109,18 @@ class Unwinding(Closing):
         """Tell whether plain closers may be called without asking."""
         return self.budget is None and self.teller is None and not self.concurrent
 
-    def take_on_record(self, held: Held) -> None:
-        """Take over what plain closers failed with."""
-        failures, held.failures = held.failures or [], None
-        for resource, exc, elapsed, asked in failures:
-            self.failed(resource, exc, elapsed, asked=asked)
-
-    def _take_raised(self, held: Held) -> None:
-        """See what an entered manager raised instead of exiting."""
-        exc, held.raised = held.raised, None
-        self.resource, self.since = held.resource, held.since
-        held.resource._raised(self, self, exc)
-        self.closed(self)
-
-    async def _see_to_given(self, held: Held) -> None:
-        """Await what a plain closer gave that is no coroutine, or reject it."""
-        given, held.given = held.given, None
-        self.resource, self.since = held.resource, held.since
+    async def _see_to_left(self, held: Held) -> None:
+        """See to what closing straight could not: what one raised, or gave that is no coroutine."""
+        left, held.left = held.left, None
+        resource = self.resource = held.resource
+        self.since = held.since
         try:
-            rest = held.resource._rest(self, self, given)
-            if rest is not None:
+            if type(left) is Raised:
+                resource._has_raised(self, left)
+            elif (rest := resource._rest(self, self, left)) is not None:
                 await rest
         except BaseException as exc:
-            self.failed(held.resource, exc, self.elapsed())
+            self.failed(resource, exc, self.elapsed())
         self.closed(self)
 
     async def _close_last(self, held: Held) -> None:
@@ -299,7 +284,7 @@ async def close_straight(held: Held, flight: Flight) -> None:
     """Close what can be closed without asking, until something is to be seen to."""
     places = held.places
     before = None
-    while held.raised is None and held.given is None:
+    while held.left is None or held.job is not None:
         if held.job is not None:
             await backend().finish(held.job, flight)
             held.job = None  # its task knows the closing, by its context
@@ -320,7 +305,9 @@ async def close_now(resource: Resource[Any]) -> None:
         await ended(resource)
         return
     host = None if around.get() is None else host_within(resource)
-    exc = await (_close_one(resource) if host is None else apart(partial(_close_one, resource), host))
+    resource._state = CLOSING
+    rest = _close_one(resource, state if type(state) is Held else None)
+    exc = await (rest if host is None else apart(rest, host))
     if exc is not None:
         try:
             raise_unchanged(exc)
@@ -328,12 +315,10 @@ async def close_now(resource: Resource[Any]) -> None:
             del exc
 
 
-async def _close_one(resource: Resource[Any]) -> BaseException | None:
-    held = resource._state if type(resource._state) is Held else None
+async def _close_one(resource: Resource[Any], held: Held | None) -> BaseException | None:
     unwinding = Unwinding(None, SUCCESS, None)
     if held is not None and (scope := held()) is not None:
         unwinding.teller, unwinding.holder = scope._teller, scope
-    resource._state = CLOSING
     token = begin_within(unwinding)
     try:
         unwinding.resource = resource

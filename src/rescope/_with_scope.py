@@ -241,7 +241,7 @@ async def _close_with(scope: Scope, value: Any) -> Any:
     if scope._state is not OPEN:
         await scope.aclose()
         return value
-    exc = await scope._close(value if is_result else Ok(value), None)
+    exc = await scope._begin_close(value if is_result else Ok(value), None)
     if exc is None:
         return value
     if is_result and exc is scope.cleanup_error:
