@@ -137,8 +137,7 @@ class Held(ref["Scope"]):
         resource: Resource[Any] = self.resource
         close: Any = resource._close
         given: Any = self._coroutine
-        known = None
-        pressure = backend().pressure_gauge()
+        known = pressure = None
         while True:
             try:
                 if given is None:
@@ -148,7 +147,7 @@ class Held(ref["Scope"]):
                     reject(given)
                     given = None
             except BaseException as exc:
-                self.left = Raised(exc, perf_counter() - self.since, asked=pressure() > 0)
+                self.left = Raised(exc, perf_counter() - self.since, asked=backend().pressure() > 0)
                 break
             if resource._state is CLOSING:
                 resource._state = CLOSED
@@ -156,6 +155,8 @@ class Held(ref["Scope"]):
                 end(resource)
             if not places:
                 break
+            if pressure is None:
+                pressure = backend().pressure_gauge()
             resource = places.pop()
             close = resource._close
             later = close is known  # often the same closes many

@@ -165,10 +165,13 @@ class Scope(Registry):
             held.attempted = len(places) - held.gone
             self._state = CLOSING
             self._straight = None
-            if places and places[-1]._limits is None:
-                held.close_plain()
+            if places:
+                if places[-1]._limits is None:
+                    held.close_plain()
+                else:
+                    await places[-1]._in_turn(held)
             flight = None
-            if places or held.job is not None:
+            if held.job is not None or (places and held.left is None):
                 flight = Flight(None)
                 await close_straight(held, flight)
             clean = not places and held.left is None and (flight is None or flight.interruption() is None)
