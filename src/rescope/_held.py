@@ -155,8 +155,7 @@ class Held(ref["Scope"]):
                 end(resource)
             if not places:
                 break
-            if pressure is None:
-                pressure = backend().pressure_gauge()
+            pressure = pressure or backend().pressure_gauge()
             resource = places.pop()
             close = resource._close
             later = close is known  # often the same closes many
