@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
@@ -1043,6 +1044,8 @@ def shape(exc: BaseException | None) -> object:
     """Give what an exception is made of."""
     if isinstance(exc, BaseExceptionGroup):
         return (type(exc).__name__, [shape(part) for part in exc.exceptions])
+    if sys.version_info < (3, 12) and isinstance(exc, asyncio.CancelledError):
+        return type(exc).__name__  # of two at once either may be told first, where a task takes a turn to begin
     return repr(exc).split("(Cancelled")[0].split("('Cancelled")[0]
 
 

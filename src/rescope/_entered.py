@@ -141,7 +141,7 @@ class Entered(Resource[T]):
             raise self._wrong_task()
 
     def _has_raised(self, unwinding: Unwinding, raised: Raised) -> None:
-        self._raised(unwinding, unwinding, raised.exc)
+        self._raised(unwinding, unwinding, raised.exc, elsewhere=False, pressure=0)
 
     def _raised(
         self,
@@ -149,8 +149,8 @@ class Entered(Resource[T]):
         closing: Closing,
         new: BaseException,
         *,
-        elsewhere: bool = False,
-        pressure: float = 0,
+        elsewhere: bool,
+        pressure: float,
     ) -> None:
         """Put what the exit raised where it belongs: in the place of what it saw, or on record."""
         flight = unwinding.flight

@@ -32,7 +32,7 @@ class Failure:
 
     __slots__ = ("elapsed", "exception", "name", "timed_out")
 
-    def __init__(self, name: str, exception: Exception, elapsed: float, *, timed_out: bool = False) -> None:
+    def __init__(self, name: str, exception: Exception, elapsed: float, *, timed_out: bool) -> None:
         self.name = name
         self.exception: Exception | None = exception
         self.elapsed = elapsed
@@ -199,10 +199,9 @@ def without(new: BaseException, old: BaseException) -> BaseException | None:
     """Give what is left of `new` without all that is made of `old`."""
     if not isinstance(new, BaseExceptionGroup):
         return None if carries(new, old) else new
-    leaves = {*_leaves(old)}
 
     def is_old(exc: BaseException) -> bool:
-        return id(exc) in leaves or (not isinstance(exc, BaseExceptionGroup) and carries(exc, old))
+        return not isinstance(exc, BaseExceptionGroup) and carries(exc, old)
 
     return cast("BaseException | None", new.split(is_old)[1])
 

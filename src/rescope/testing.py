@@ -124,7 +124,8 @@ class CancelEverywhereError(AssertionError):
         lines = [f"{len(faults)} of {runs} runs of {program} went wrong", *map(str, faults[:_TOLD]), *more]
         super().__init__("\n  ".join(lines))
         self.faults = faults
-        self.__cause__ = next((fault.exception for fault in faults if fault.exception is not None), None)
+        causes = (fault.exception for fault in faults if fault.exception is not None)
+        self.__cause__: BaseException | None = next(causes, None)
 
 
 async def cancel_everywhere(
