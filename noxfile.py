@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["tests", "coverage", "lint", "types", "docs"]
+nox.options.sessions = ["tests", "coverage", "lint", "types", "docs", "package", "oldest", "without"]
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 
@@ -48,6 +51,69 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".[docs,test]")
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
     session.run("python", "-m", "pytest", "docs", "README.md")
+
+
+@nox.session(python=PYTHONS)
+def package(session: nox.Session) -> None:
+    """Build wheel and sdist, check what is in them, and run the sdist's tests with the wheel installed."""
+    folder = Path(session.create_tmp()).resolve()
+    dist, project = folder / "dist", folder / "project"
+    for old in (dist, project):
+        shutil.rmtree(old, ignore_errors=True)
+    session.install("-e", ".[lint,package]")
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    session.run("python", ".ci/check_dist.py", str(dist))
+
+    (wheel,), (sdist,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    shutil.unpack_archive(sdist, project, filter="data")
+    (unpacked,) = project.iterdir()
+    shutil.rmtree(unpacked / "src")
+    session.install(f"rescope[test] @ {wheel.as_uri()}")
+    session.run("pyright", "--verifytypes", "rescope", "--ignoreexternal")
+    session.chdir(unpacked)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def oldest(session: nox.Session) -> None:
+    """Run the tests with the oldest dependencies that are allowed."""
+    constraints = Path(session.create_tmp()) / "oldest.txt"
+    oldest = session.run("python", ".ci/oldest.py", silent=True)
+    constraints.write_text(str(oldest), encoding="utf-8")
+    session.install("-e", ".[test]", "--constraint", str(constraints))
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1])
+@nox.parametrize("extras", ["", "[trio]"], ids=["trio and uvloop", "uvloop"])
+def without(session: nox.Session, extras: str) -> None:
+    """Run the tests where optional packages are not installed."""
+    test = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["test"]
+    session.install("-e", f".{extras}", *(one for one in test if not one.startswith(("rescope", "uvloop"))))
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def laws(session: nox.Session) -> None:
+    """Try the laws on many more random programs than the tests do."""
+    session.install("-e", ".[test]")
+    session.env["HYPOTHESIS_PROFILE"] = "thorough"
+    session.run("python", "-m", "pytest", *map(str, Path("tests").glob("test_laws*.py")), *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1])
+def soak(session: nox.Session) -> None:
+    """Put a million resources through scopes, and see that nothing is left of them."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/soak.py", *session.posargs)
+
+
+@nox.session(python=[PYTHONS[-1], PYTHONS[0]])
+def mutation(session: nox.Session) -> None:
+    """Break the code in every place, and see that a test notices."""
+    session.install("-e", ".[mutation]")
+    session.run("python", "tests/mutation.py", *session.posargs)
 
 
 @nox.session(python=PYTHONS[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from typing import Any
 
 import pytest
@@ -14,6 +15,14 @@ if importlib.util.find_spec("trio"):
     BACKENDS.append(pytest.param(("trio", {}), id="trio"))
 
 ASYNCIO_ONLY = BACKENDS[:-1] if importlib.util.find_spec("trio") else BACKENDS
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(name: str, obj: object) -> None:
+    """Mark every async test, as anyio's `anyio_mode = "auto"` does, which the oldest anyio doesn't have."""
+    test = getattr(getattr(obj, "hypothesis", None), "inner_test", obj)
+    if inspect.iscoroutinefunction(test) and name.startswith("test_"):
+        pytest.mark.anyio(obj)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -20,7 +20,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from conftest import ASYNCIO_ONLY
+from conftest import ASYNCIO_ONLY, BACKENDS
 from rescope import (
     Err,
     Ok,
@@ -39,7 +39,7 @@ GUARD = 2.0
 """Seconds of grace for a scope in a test that would wait for ever where the rule is broken."""
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
-trio_only = pytest.mark.parametrize("anyio_backend", [pytest.param(("trio", {}), id="trio")], indirect=True)
+trio_only = pytest.mark.parametrize("anyio_backend", [param for param in BACKENDS if param.id == "trio"], indirect=True)
 
 
 def closer(log: list[str], name: str) -> Closer:

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import random
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 on_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY)
 on_trio = pytest.mark.parametrize("anyio_backend", [param for param in BACKENDS if param.id == "trio"])
+anyio_version = tuple(map(int, version("anyio").split(".")[:2]))
 
 
 class Fault(Exception):
@@ -1157,6 +1159,7 @@ async def test_a_task_cancel_while_a_closer_runs_is_what_an_entered_manager_sees
 
 
 @on_asyncio
+@pytest.mark.skipif(anyio_version < (4, 16), reason="its scopes lost it, in a plain `with` too (anyio issue 1214)")
 @pytest.mark.parametrize("kind", [anyio.CancelScope, anyio.create_task_group])
 async def test_a_task_cancel_beside_an_entered_scopes_own_cancellation_is_not_lost(kind: Callable[[], Any]) -> None:
     """The body was cancelled by an entered scope, the task itself while a closer runs: the task ends cancelled."""

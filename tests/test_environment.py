@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import subprocess
 import sys
 import textwrap
+from typing import TYPE_CHECKING
 
 import pytest
 
-from rescope import Ok, Result
+from rescope import Ok, Result, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+needs_trio = pytest.mark.skipif(not importlib.util.find_spec("trio"), reason="trio is not installed")
+needs_uvloop = pytest.mark.skipif(not importlib.util.find_spec("uvloop"), reason="uvloop is not installed")
 
 
 def run(code: str, *options: str, **environ: str) -> tuple[int, str, str]:
@@ -23,9 +32,11 @@ def run(code: str, *options: str, **environ: str) -> tuple[int, str, str]:
 
 SCOPE_WITH_EVERYTHING = """
     import contextlib
+    import logging
     import anyio
     from rescope import Scope, with_scope, create_resource
 
+    logging.getLogger("asyncio").setLevel("ERROR")  # a step of 0.1 s is told in debug mode: here, of a busy machine
     log = []
 
     async def close(name):
@@ -140,6 +151,7 @@ def test_it_runs_on_asyncio_where_trio_and_uvloop_are_not_installed() -> None:
     assert run(code) == (0, str(EXPECTED), "")
 
 
+@needs_trio
 def test_it_runs_on_trio_where_uvloop_is_not_installed() -> None:
     """Nor is uvloop for trio."""
     code = BLOCK.format(names={"uvloop"}) + SCOPE_WITH_EVERYTHING + runs("trio")
@@ -152,8 +164,11 @@ def test_it_runs_on_trio_where_uvloop_is_not_installed() -> None:
 
 @pytest.mark.parametrize(
     ("backend", "options"),
-    [("asyncio", {}), ("asyncio", {"use_uvloop": True}), ("trio", {})],
-    ids=["asyncio", "uvloop", "trio"],
+    [
+        pytest.param("asyncio", {}, id="asyncio"),
+        pytest.param("asyncio", {"use_uvloop": True}, id="uvloop", marks=needs_uvloop),
+        pytest.param("trio", {}, id="trio", marks=needs_trio),
+    ],
 )
 def test_it_runs_in_development_mode_with_warnings_as_errors(backend: str, options: dict[str, bool]) -> None:
     """`python -X dev -W error`: nothing is warned of, and nothing is left unawaited or unretrieved."""
@@ -162,7 +177,10 @@ def test_it_runs_in_development_mode_with_warnings_as_errors(backend: str, optio
     assert run(code, "-X", "dev", "-W", "error") == (0, str(EXPECTED), "")
 
 
-@pytest.mark.parametrize("options", [{}, {"use_uvloop": True}], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, id="asyncio"), pytest.param({"use_uvloop": True}, id="uvloop", marks=needs_uvloop)],
+)
 def test_it_runs_in_asyncio_debug_mode(options: dict[str, bool]) -> None:
     """`PYTHONASYNCIODEBUG=1`: no complaint."""
     code = SCOPE_WITH_EVERYTHING + runs("asyncio", **options, debug=True)
@@ -196,6 +214,7 @@ def test_it_runs_with_eager_tasks() -> None:
     assert run(code) == (0, str(EXPECTED), "")
 
 
+@needs_trio
 def test_one_process_may_use_both_backends_in_turn() -> None:
     """The backend is decided where a scope is used, not once."""
     code = SCOPE_WITH_EVERYTHING + runs("asyncio") + "    log.clear()\n" + runs("trio")
@@ -206,7 +225,7 @@ def test_one_process_may_use_both_backends_in_turn() -> None:
 # Dropping an open scope
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=needs_trio)])
 def test_dropping_an_open_scope_warns_at_once_with_names(backend: str) -> None:
     """A `ResourceWarning` with the names of what was held, before anything else happens."""
     code = f"""
@@ -245,6 +264,7 @@ def test_an_open_scope_at_the_end_of_the_process_is_told() -> None:
 # Which backend
 
 
+@needs_trio
 def test_trio_in_guest_mode_on_asyncio_is_trio() -> None:
     """A running asyncio loop proves nothing: a scope in a trio task runs on trio, one in an asyncio task on asyncio."""
     code = """
@@ -288,6 +308,37 @@ def test_trio_in_guest_mode_on_asyncio_is_trio() -> None:
         print(sorted(log))
     """
     assert run(code) == (0, "['asyncio', 'asyncio', 'trio', 'trio']", "")
+
+
+@needs_trio
+def test_on_trio_asyncio_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody imported asyncio, the task is trio's, and managers are entered and closers run all the same."""
+    import trio
+
+    import rescope._backends as backends
+
+    log: list[str] = []
+
+    @contextlib.contextmanager
+    def manager() -> Iterator[None]:
+        yield
+        log.append("exited")
+
+    async def close() -> None:
+        await trio.lowlevel.checkpoint()
+        log.append("closed")
+
+    async def main() -> None:
+        monkeypatch.delitem(sys.modules, "asyncio")
+        monkeypatch.setattr(backends._Loaded, "asyncio", None)
+        scope = Scope()
+        await scope.enter(manager())
+        scope.defer(close)
+        await scope.aclose()
+
+    trio.run(main)
+
+    assert log == ["closed", "exited"]
 
 
 def test_without_a_running_task_the_error_says_what_to_do() -> None:

@@ -206,3 +206,14 @@ async def test_many_callers_close_one_scope() -> None:
             tg.start_soon(caller)
 
     assert (closed, back) == (list(reversed(range(10))), [10] * 1000)
+
+
+async def test_a_value_that_is_none_of_many_is_not_held() -> None:
+    """Nothing is found among many cleanups without a value; a value added after them is."""
+    async with Scope() as scope:
+        for _ in range(100):
+            scope.defer(list)
+        before = scope.has(object())
+        value = scope.add(object(), list)
+
+        assert (before, scope.has(value)) == (False, True)
