@@ -81,9 +81,9 @@ class Misuser(Runner):
         before = scope.resources
         for what, slip in misuses(scope).items():
             self.report.slips[what] = await self.attempt(self.slip, slip)
-        for handle in self.handles.values():  # held already, closed, or given back
-            if handle.state != "detached":
-                self.report.slips[handle.name] = await self.attempt(self.slip, partial(scope.add, handle))
+        self.taken = [handle for handle in self.handles.values() if handle.state != "detached"]  # held, or closed
+        for handle in self.taken:
+            self.report.slips[handle.name] = await self.attempt(self.slip, partial(scope.add, handle))
         assert scope.resources == before
         return await super().body_end()
 
@@ -105,7 +105,7 @@ def test_failing_rule_8_misuse_raises_at_the_call(program: Program, backend: Any
 
     report, runner = run_on(backend, main)
     slips = dict.fromkeys(misuses(Scope()), "TypeError")
-    twice = {handle.name: "ValueError" for name, handle in runner.handles.items() if name not in runner.detached}
+    twice = dict.fromkeys([handle.name for handle in runner.taken], "ValueError")
 
     assert report.slips == {**slips, **twice}
 

@@ -358,6 +358,22 @@ async def test_what_a_closer_interrupts_with_comes_before_a_later_cancellation(
                 scope.defer(stops if kind == "sync" else stops_later)
 
 
+async def test_a_cancellation_comes_before_what_a_manager_raises_later() -> None:
+    """Rule 3: neither an interrupt nor an exit, and the second: the cancellation is raised."""
+
+    class Stop(BaseException):
+        """Something urgent that is neither an interrupt nor an exit."""
+
+    with anyio.CancelScope() as cancelled:
+        with pytest.raises(anyio.get_cancelled_exc_class()):
+            async with Scope() as scope:
+                await scope.enter(Manager(error=Stop()))
+                cancelled.cancel()
+                await anyio.lowlevel.checkpoint()
+
+    assert cancelled.cancelled_caught
+
+
 async def test_a_group_of_cancellations_is_cut_off_as_a_cancellation_is() -> None:
     """Nested `with`s would raise the plain cancellation that the outer exit met; so does the scope."""
 
@@ -541,6 +557,79 @@ async def test_two_that_close_at_once_close_once(what: str) -> None:
     await scope.aclose()
 
     assert (after, log) == (["closing", "closed"], ["closing", "closed"])
+
+
+# Odd closers
+
+
+class Proxy:
+    """Answers to every name with another of its kind, as clients of remote objects do."""
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def __getattr__(self, name: str) -> Proxy:
+        return Proxy(self._log)
+
+    def __call__(self) -> None:
+        self._log.append("proxy")
+
+
+@pytest.mark.parametrize("beside", ["alone", "async", "suspending"])
+async def test_a_closer_that_answers_to_every_name_is_called(beside: str) -> None:
+    """Rule 2: it is no coroutine function, whatever it answers; behind async closers it is called as well."""
+    log: list[str] = []
+
+    async def close() -> None:
+        if beside == "suspending":
+            await anyio.lowlevel.checkpoint()
+        log.append("async")
+
+    async with Scope() as scope:
+        handle = scope.defer(Proxy(log).logout)
+        if beside != "alone":
+            scope.defer(close)
+
+    assert (log, handle.name) == (["proxy"] if beside == "alone" else ["async", "proxy"], "Proxy")
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 18, 100])
+async def test_of_a_value_twice_the_latest_is_the_one_that_closes(count: int) -> None:
+    """Its closer releases the value: that is itself, so it returns at once, however many are held."""
+    log: list[str] = []
+    value = object()
+
+    async def first() -> None:
+        log.append("first")
+
+    async def second() -> None:
+        await scope.release(value)
+        log.append("second")
+
+    scope = Scope()
+    for _ in range(count - 1):
+        scope.add(object(), list)
+    scope.add(value, first)
+    scope.add(value, second)
+    await scope.aclose()
+
+    assert log == ["second", "first"]
+
+
+@pytest.mark.parametrize("later", [KeyError, KeyboardInterrupt])
+async def test_a_manager_that_raises_lets_go_of_what_was_handled_around_it(later: type[BaseException]) -> None:
+    """A kept handle keeps neither that exception nor its frames."""
+    scope = Scope()
+    try:
+        fail()
+    except Fault:
+        await scope.enter(Manager(error=later()))
+    (handle,) = scope.resources
+    with pytest.raises((ResourceCleanupError, KeyboardInterrupt)):
+        async with scope:
+            pass
+
+    assert handle._handled is None  # type: ignore[attr-defined]
 
 
 # Misuse

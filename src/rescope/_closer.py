@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable
 from functools import partial
-from types import CoroutineType, MethodType
+from types import CoroutineType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 from rescope._result import Err
@@ -21,12 +21,15 @@ CO_COROUTINE = 0x80
 
 def is_coroutine_function(fn: Any) -> bool:
     """Tell whether calling `fn` runs nothing of it yet."""
-    while type(fn) is partial:
-        fn = fn.func
-    try:
-        return bool(fn.__code__.co_flags & CO_COROUTINE)
-    except AttributeError:
-        return False
+    while True:
+        if type(fn) is FunctionType:
+            return fn.__code__.co_flags & CO_COROUTINE != 0
+        if type(fn) is MethodType:
+            fn = fn.__func__
+        elif type(fn) is partial:
+            fn = fn.func
+        else:
+            return False
 
 
 def reject(result: object) -> None:
@@ -116,7 +119,8 @@ def name_of(fn: object) -> str:
     """Give the name by which a person knows a callable."""
     while isinstance(fn, partial):
         fn = fn.func
-    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    name = getattr(fn, "__qualname__", None)
+    return name if name and isinstance(name, str) else type(fn).__qualname__
 
 
 def check_scope(name: object, grace: object, on_event: object) -> None:

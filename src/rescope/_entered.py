@@ -142,6 +142,7 @@ class Entered(Resource[T]):
 
     def _has_raised(self, unwinding: Unwinding, raised: Raised) -> None:
         self._raised(unwinding, unwinding, raised.exc, elsewhere=False, pressure=0)
+        self._handled = None
 
     def _raised(
         self,

@@ -93,11 +93,12 @@ class Flight:
     def interrupted(self, new: BaseException) -> None:
         """A manager's exit was cut off. What was in flight is its context, and is kept where nothing may replace it."""
         old, since = self.exc, self._since
-        if old is not None and not isinstance(old, Exception) and not cancels(old):
+        again = old is not None and cancels(old) and cancels(new)
+        if old is not None and not isinstance(old, Exception) and not again:
             self.interrupts = (*self.interrupts[:since], old, *self.interrupts[since:])
         self.take(new)
-        if old is not None and cancels(old) and cancels(new):
-            self._since = since  # the same one, delivered again
+        if again:
+            self._since = since
 
     def failed(self, failure: Failure) -> None:
         """A manager failed; where nothing but such a failure is in flight, the next manager sees this one."""

@@ -79,7 +79,7 @@ class Held(ref["Scope"]):
     job: Job | None
     """The task in which it awaits what they gave."""
     holder: Scope | None = None
-    _coroutine: CoroutineType[Any, Any, Any]
+    _coroutine: CoroutineType[Any, Any, Any] | None
 
     @property
     def scope(self) -> Scope | None:
@@ -123,7 +123,10 @@ class Held(ref["Scope"]):
                 except BaseException as exc:
                     self.left = Raised(exc, perf_counter() - self.since)
                     return
-                resource._state = CLOSED  # nobody can have begun to wait for it
+                if resource._state is CLOSING:
+                    resource._state = CLOSED
+                else:  # an eager task that it started waits for it
+                    end(resource)
         finally:
             end_within(token)
 
@@ -136,7 +139,8 @@ class Held(ref["Scope"]):
         places = self.places
         resource: Resource[Any] = self.resource
         close: Any = resource._close
-        given: Any = self._coroutine
+        given: Any
+        given, self._coroutine = self._coroutine, None
         known = pressure = None
         while True:
             try:

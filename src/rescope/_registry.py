@@ -356,7 +356,7 @@ class Registry:
             if self._state is CLOSED:
                 self._refuse_closed()
             held = self._held = hold(self)  # type: ignore[arg-type]
-            if self._state is OPEN and (self._plain or self._teller is None):
+            if self._state is OPEN and self._teller is None:
                 self._straight = held
                 held.keep(handle)
                 return handle

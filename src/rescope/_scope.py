@@ -176,7 +176,7 @@ class Scope(Registry):
                 await close_straight(held, flight)
             clean = not places and held.left is None and (flight is None or flight.interruption() is None)
             if clean and self._state is CLOSING:
-                self._held = None
+                self._held = held.resource = None
                 self._state = CLOSED
                 return False
             unwinding = self._unwinding = Unwinding(self, SUCCESS, flight, held.attempted)
@@ -248,6 +248,8 @@ class Scope(Registry):
     def _settle(self, unwinding: Unwinding) -> None:
         if unwinding.failures:
             unwinding.error = unwinding.sum_up()
+        if self._held is not None:
+            self._held.resource = None
         unwinding.scope = unwinding.resource = self._held = None
         if self._teller is not None:
             self._teller.tell("scope_closed", error=unwinding.error)
@@ -266,7 +268,7 @@ class Scope(Registry):
         if x is None:
             return None
         closing = (one for one in self._under_way(held) if one._value is x and one._state is not CLOSED)
-        return held.find(x) or next(closing, None)
+        return next(closing, None) or held.find(x)
 
     def _under_way(self, held: Held) -> list[Resource[Any]]:
         """Give what this scope is closing now."""

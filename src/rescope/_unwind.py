@@ -134,7 +134,7 @@ class Unwinding(Closing):
         else:
             held.places.pop()
             resource._state = CLOSING
-            self.resource = resource
+            self.resource = held.resource = resource
             rest = self.begin(self)
             if rest is not None:
                 await self.finish(self, rest)

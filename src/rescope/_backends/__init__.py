@@ -120,7 +120,7 @@ def backend() -> Backend:
 
 
 def stance() -> tuple[Any, float, int | None]:
-    """Give the running task, its pressure, and how many nurseries it holds open, where it can."""
+    """Give the running task, its pressure, and how many nurseries it holds open, where it can; each `enter` asks."""
     if _Loaded.asyncio is not None:
         try:
             task: Any = _Loaded.asyncio.current_task()
