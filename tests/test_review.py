@@ -371,7 +371,7 @@ async def test_a_cancellation_comes_before_what_a_manager_raises_later() -> None
                 cancelled.cancel()
                 await anyio.lowlevel.checkpoint()
 
-    assert cancelled.cancelled_caught
+    assert cancelled.cancel_called
 
 
 async def test_a_group_of_cancellations_is_cut_off_as_a_cancellation_is() -> None:
