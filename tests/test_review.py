@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import weakref
 from contextlib import asynccontextmanager, contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Never
 
 import anyio
@@ -557,6 +558,23 @@ async def test_two_that_close_at_once_close_once(what: str) -> None:
     await scope.aclose()
 
     assert (after, log) == (["closing", "closed"], ["closing", "closed"])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="no task starts eagerly there")
+@pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
+async def test_a_task_that_a_sync_closer_starts_eagerly_may_wait_for_it() -> None:
+    """In a context of its own, which knows nothing of the closing: it is woken when the closer has returned."""
+    tasks: list[asyncio.Task[None]] = []
+    eagerly: Any = {"eager_start": True, "context": Context()}
+
+    def close() -> None:
+        tasks.append(asyncio.Task(handle.aclose(), loop=asyncio.get_running_loop(), **eagerly))
+
+    async with Scope() as scope:
+        handle = scope.defer(close)
+    await asyncio.wait_for(tasks[0], 5)
+
+    assert handle.state == "closed"
 
 
 # Odd closers
