@@ -1232,3 +1232,51 @@ async def test_the_close_of_a_child_by_itself_has_a_length() -> None:
         elapsed = [event.elapsed for event in told if event.kind == "closed"]
 
         assert [seconds is not None and 0 <= seconds < 5 for seconds in elapsed] == [True]
+
+
+async def test_what_is_waited_for_still_counts() -> None:
+    """While a scope waits for a resource that somebody else releases, `size` tells of it and of those still to come."""
+    reached, go = anyio.Event(), anyio.Event()
+
+    async def slow() -> None:
+        reached.set()
+        await go.wait()
+
+    scope = Scope()
+    scope.defer(int)
+    handle = scope.defer(slow)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(handle.aclose)
+        await reached.wait()
+        tasks.start_soon(scope.aclose)
+        await anyio.wait_all_tasks_blocked()
+        size = scope.size
+        go.set()
+
+    assert (size, scope.size) == (2, 0)
+
+
+async def test_a_cleanup_is_released_among_many_values() -> None:
+    """It has no value to be found by, and needs none."""
+    async with Scope() as scope:
+        for _ in range(20):
+            scope.add(object(), int)
+        handle = scope.defer(int)
+        await scope.release(handle)
+
+        assert (handle.state, scope.size) == ("closed", 20)
+
+
+async def test_of_a_value_held_twice_before_many_others_the_latest_goes_first() -> None:
+    """However many are registered after the two."""
+    log: list[str] = []
+    scope, value = Scope(), object()
+    scope.add(value, lambda: log.append("first"))
+    scope.add(value, lambda: log.append("second"))
+    for _ in range(20):
+        scope.add(object(), int)
+    await scope.release(value)
+    await scope.release(value)
+    await scope.aclose()
+
+    assert log == ["second", "first"]
