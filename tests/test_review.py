@@ -577,6 +577,34 @@ async def test_a_task_that_a_sync_closer_starts_eagerly_may_wait_for_it() -> Non
     assert handle.state == "closed"
 
 
+async def test_a_scope_closed_from_within_a_manager_that_is_being_released_waits_for_it() -> None:
+    """Rule 1: its background task closes the scope while it exits; what was opened before it is closed after it."""
+    scope, go = Scope(), anyio.Event()
+    log: list[str] = []
+
+    @asynccontextmanager
+    async def client() -> AsyncIterator[None]:
+        async def lost() -> None:
+            await go.wait()
+            await scope.aclose()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lost)
+            yield
+            go.set()
+            for _ in range(10):
+                await anyio.lowlevel.checkpoint()
+            log.append("client gone")
+
+    scope.defer(log.append, "outer closed")
+    await scope.host(client())
+    with anyio.fail_after(5):
+        await scope.resources[-1].aclose()
+        await scope.aclose()
+
+    assert log == ["client gone", "outer closed"]
+
+
 # Odd closers
 
 

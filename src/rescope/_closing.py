@@ -11,7 +11,7 @@ from rescope._tell import log
 from rescope.exceptions import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from rescope._held import Held
     from rescope._host import Hosted
@@ -48,6 +48,12 @@ class Life(Closing):
     __slots__ = ()
 
 
+class Apart(Closing):
+    """What works from here on is no longer the work of a hosted manager (`resource`): its exit does not wait for it."""
+
+    __slots__ = ()
+
+
 around: ContextVar[Closing | Held | None] = ContextVar("rescope_closing", default=None)
 """The closing that this code works for. Tasks that a closer starts inherit it, so that closing the same from there
 returns at once instead of waiting for itself."""
@@ -75,8 +81,12 @@ async def ended(x: Resource[Any] | Scope) -> None:
 
 def _outwards() -> Iterator[Closing | Held]:
     closing = around.get()
+    apart_from = []
     while closing is not None:
-        yield closing
+        if isinstance(closing, Apart):
+            apart_from.append(closing.resource)
+        elif not (isinstance(closing, Life) and closing.resource in apart_from):
+            yield closing
         closing = closing.outer
 
 
@@ -107,8 +117,8 @@ def host_within(x: Resource[Any] | Scope) -> Hosted[Any] | None:
     return None
 
 
-async def apart(close: Awaitable[BaseException | None], host: Hosted[Any]) -> BaseException | None:
-    """Let a task of its own close what holds the manager we work for.
+async def apart(begin: Callable[[], Awaitable[BaseException | None]], host: Hosted[Any]) -> BaseException | None:
+    """Let a task of its own close what holds the manager we work for; it begins at once.
 
     Waiting for that can be cancelled, and ends when the manager is told to exit, as the exit may wait for us. What
     fails after that is logged.
@@ -117,14 +127,19 @@ async def apart(close: Awaitable[BaseException | None], host: Hosted[Any]) -> Ba
 
     async def run() -> BaseException | None:
         try:
-            exc = await close
+            exc = await closing
         finally:
             host.farewell_said.set()
         if not waiting and exc is not None:
             log(f"a hosted manager closed what holds it, and did not wait for the end: {reason(exc)}")
         return exc
 
-    job = backend().start(run)
+    token = begin_within(Apart(None, host, around.get()))
+    try:
+        closing = begin()
+        job = backend().start(run)
+    finally:
+        end_within(token)
     try:
         await host.farewell_said.wait()
     finally:

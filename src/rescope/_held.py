@@ -183,7 +183,7 @@ class Held(ref["Scope"]):
         if self.values is None:
             if len(self.places) > _FEW:
                 self._index_all()
-        elif self.values.setdefault(id(handle._value), handle) is not handle:
+        elif handle._value is not None and self.values.setdefault(id(handle._value), handle) is not handle:
             self._index_another(handle)
 
     def find(self, value: object) -> Resource[Any] | None:
@@ -207,7 +207,7 @@ class Held(ref["Scope"]):
         """Begin to index. Few handles are found by looking at each, which costs less than to index them."""
         self.values = {}
         for handle in self.handles():
-            if self.values.setdefault(id(handle._value), handle) is not handle:
+            if handle._value is not None and self.values.setdefault(id(handle._value), handle) is not handle:
                 self._index_another(handle)
 
     def _index_another(self, handle: Resource[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from rescope._budget import Budget
@@ -130,8 +131,8 @@ class Scope(Registry):
         """
         if self._state is OPEN:
             host = None if around.get() is None else host_within(self)
-            rest = self._begin_close(SUCCESS, None)
-            exc = await (rest if host is None else apart(rest, host))
+            begin = partial(self._begin_close, SUCCESS, None)
+            exc = await (begin() if host is None else apart(begin, host))
             if exc is not None:
                 try:
                     raise_unchanged(exc)

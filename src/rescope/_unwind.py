@@ -306,8 +306,8 @@ async def close_now(resource: Resource[Any]) -> None:
         return
     host = None if around.get() is None else host_within(resource)
     resource._state = CLOSING
-    rest = _close_one(resource, state if type(state) is Held else None)
-    exc = await (rest if host is None else apart(rest, host))
+    begin = partial(_close_one, resource, state if type(state) is Held else None)
+    exc = await (begin() if host is None else apart(begin, host))
     if exc is not None:
         try:
             raise_unchanged(exc)
