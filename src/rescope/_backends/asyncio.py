@@ -69,11 +69,16 @@ class Job:
             self._error = exc
         self.end()
 
-    def run_again(self, main: Callable[[], Coroutine[Any, Any, None]], _: object) -> None:
+    def begin(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        options: dict[str, Any] = {"eager_start": True} if _EAGER else {}
+        self._task = Task(main(), loop=get_running_loop(), **options)
+        if not _EAGER:
+            self._task.add_done_callback(partial(self._begin_again, main))
+
+    def _begin_again(self, main: Callable[[], Coroutine[Any, Any, None]], _: object) -> None:
         """Begin anew where the task was cancelled before its first step (3.11): closers run, cancelled or not."""
         if not self.done:
-            self._task = _begin(main)
-            self._task.add_done_callback(partial(self.run_again, main))
+            self.begin(main)
             get_running_loop().call_soon(self._task.cancel)
 
     def end(self) -> None:
@@ -104,24 +109,16 @@ class Job:
         return error
 
 
-def _begin(main: Callable[[], Coroutine[Any, Any, None]]) -> Task[None]:
-    options: dict[str, Any] = {"eager_start": True} if _EAGER else {}
-    return Task(main(), loop=get_running_loop(), **options)
-
-
 def start(fn: Callable[[], Awaitable[object]], /) -> Job:
     job = Job()
-    main = partial(job.keep, fn)
-    job._task = _begin(main)
-    if not _EAGER:
-        job._task.add_done_callback(partial(job.run_again, main))
+    job.begin(partial(job.keep, fn))
     return job
 
 
 def launch(main: Callable[[], Coroutine[Any, Any, None]], /) -> Job | None:
     if not _EAGER:
-        job = Job(_begin(main))
-        job._task.add_done_callback(partial(job.run_again, main))
+        job = Job()
+        job.begin(main)
         return job
     task = _Task(main(), loop=get_running_loop(), eager_start=True)
     return None if task.done() else Job(task)
