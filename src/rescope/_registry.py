@@ -26,6 +26,7 @@ from rescope._held import Held, hold
 from rescope._host import Hosted, move_in, move_out
 from rescope._resource import Callback, Plain, Resource
 from rescope._tell import Teller
+from rescope.events import ScopePath
 from rescope.exceptions import ResourceCleanupError, ScopeClosedError
 
 if TYPE_CHECKING:
@@ -444,7 +445,7 @@ class Registry:
             self._concurrent = True
             self._plain = False
         if on_event is not None:
-            self._tell_from(Teller(on_event, (name or "scope",)))
+            self._tell_from(Teller(on_event, ScopePath((name or "scope",))))
 
     def _tell_from(self, teller: Teller) -> None:
         self._teller = teller

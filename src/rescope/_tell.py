@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from rescope.events import EventKind, ScopeEvent
+from rescope.events import EventKind, ScopeEvent, ScopePath
 from rescope.exceptions import reason
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ class Teller:
 
     __slots__ = ("callback", "path")
 
-    def __init__(self, callback: Callable[[ScopeEvent], object], path: tuple[str, ...]) -> None:
+    def __init__(self, callback: Callable[[ScopeEvent], object], path: ScopePath) -> None:
         self.callback = callback
         self.path = path
 
     def below(self, name: str | None) -> Teller:
         """Give the teller of a child scope."""
-        return Teller(self.callback, (*self.path, name or "scope"))
+        return Teller(self.callback, ScopePath((*self.path, name or "scope"), self.path))
 
     def tell(
         self,
