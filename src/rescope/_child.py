@@ -39,6 +39,9 @@ class Child(Resource["Scope"]):
     def _in_task(self) -> bool:  # type: ignore[override]
         return any(handle._in_task for handle in self._value.resources)
 
+    def _inner(self) -> Scope:
+        return self._value
+
     async def aclose(self) -> None:
         """Close the child scope."""
         await self._value.aclose()

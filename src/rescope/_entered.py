@@ -20,6 +20,7 @@ from rescope._flight import carries, cut_context, three
 from rescope._held import Held, Raised
 from rescope._resource import SPECIAL, Resource, managed
 from rescope._result import Err
+from rescope._slow import unwatch, watch
 from rescope.exceptions import WrongTaskError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Entered(Resource[T]):
     """What was being handled then."""
 
     _in_task = True
+    _kind = "entered"
     _close = staticmethod(managed)
     _limits = SPECIAL
     if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class Entered(Resource[T]):
         places = held.places
         task = backend().current_task()
         token = held.token = begin_within(held)
+        calm = watch(held)
         try:
             while places:
                 handle: Any = places.pop()
@@ -101,6 +104,7 @@ class Entered(Resource[T]):
                 else:
                     end(handle)
         finally:
+            unwatch(held, calm)
             end_within(token)
 
     async def _leave(self, unwinding: Unwinding, closing: Closing) -> None:

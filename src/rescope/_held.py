@@ -12,6 +12,7 @@ from weakref import ref
 from rescope._backends import backend
 from rescope._closer import is_coroutine_function, reject
 from rescope._closing import CLOSED, CLOSING, begin_within, end, end_within
+from rescope._trace import Trace, traced_name
 
 if TYPE_CHECKING:
     from rescope._backends import Job
@@ -284,7 +285,11 @@ def hold(scope: Scope) -> Held:
 
 def tell_dropped(label: str, held: Held) -> None:
     """Warn of a scope that is gone and had something left to close."""
-    names = [handle.name for handle in held.handles()]
+    names = [traced_name(handle) for handle in held.handles()]
     more = f" and {len(names) - _NAMES_TOLD} more" if len(names) > _NAMES_TOLD else ""
     msg = f"{label} was dropped without being closed; it still held: {', '.join(names[:_NAMES_TOLD])}{more}"
-    warnings.warn(msg, ResourceWarning, stacklevel=3)
+    try:
+        warnings.warn(msg, ResourceWarning, stacklevel=3)
+    finally:
+        if Trace.watcher is not None:
+            Trace.watcher.dropped(held.handles())

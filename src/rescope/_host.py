@@ -71,6 +71,10 @@ class Hosted(Resource[T]):
         self._farewell: BaseException | None = None
         self._closing: Closing | None = None
 
+    @property
+    def _kind(self) -> str:  # type: ignore[override]
+        return "hosted, has died" if self._job.done and not self._dismissed else "hosted"
+
     async def _live(self) -> None:
         kind: Any = type(self._manager)
         around.set(Life(None, self, around.get()))

@@ -26,6 +26,7 @@ from rescope._held import Held, hold
 from rescope._host import Hosted, move_in, move_out
 from rescope._resource import Callback, Plain, Resource
 from rescope._tell import Teller
+from rescope._trace import Trace, registered
 from rescope.events import ScopePath
 from rescope.exceptions import ResourceCleanupError, ScopeClosedError
 
@@ -357,11 +358,13 @@ class Registry:
             if self._state is CLOSED:
                 self._refuse_closed()
             held = self._held = hold(self)  # type: ignore[arg-type]
-            if self._state is OPEN and self._teller is None:
+            if self._state is OPEN and self._teller is None and not Trace.on:
                 self._straight = held
                 held.keep(handle)
                 return handle
         held.keep(handle)
+        if Trace.on:
+            registered(handle)
         if self._state is not OPEN:
             (self._unwinding or held).attempted += 1
         if self._teller is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rescope._closing import Closing
     from rescope._result import Result
+    from rescope._scope import Scope
     from rescope._unwind import Unwinding
 
 T = TypeVar("T")
@@ -30,10 +31,15 @@ class Resource(Generic[T]):
     last resort (`proc.kill`, `transport.abort`): it is called when the close ran out of time.
     """
 
-    __slots__ = ("_close", "_limits", "_name", "_state", "_value")
+    __slots__ = ("_close", "_limits", "_name", "_site", "_state", "_value")
+
+    _site: str
+    """Where it was registered, if that is recorded."""
 
     _in_task = False
     """Whether it is bound to the task that registered it."""
+    _kind = ""
+    """What it is, if more than a value and a closer."""
 
     def __init__(
         self,
@@ -98,6 +104,10 @@ class Resource(Generic[T]):
     def _default_name(self) -> str:
         return name_of(self._close) if self._value is None else type(self._value).__qualname__
 
+    def _inner(self) -> Scope | None:
+        """Give the scope that it is the handle of, if it is one's."""
+        return None
+
     def _call(self, outcome: Result[Any, Any]) -> object:  # noqa: ARG002 (callbacks take it)
         """Call the closer, in the closing task; async ones give something to be awaited."""
         return self._close()
@@ -158,6 +168,10 @@ class Callback(Resource[None]):
         super().__init__(None, close)
         self._limits = SPECIAL
         self._when = when
+
+    @property
+    def _kind(self) -> str:  # type: ignore[override]
+        return f"on {self._when}"
 
     def _call(self, outcome: Result[Any, Any]) -> object:
         return cast("Callable[[object], object]", self._close)(outcome) if self._when == "exit" else self._close()

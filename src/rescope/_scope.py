@@ -13,6 +13,7 @@ from rescope._held import Held, tell_dropped
 from rescope._registry import Registry
 from rescope._resource import Resource
 from rescope._result import Err, Result
+from rescope._trace import Trace
 from rescope._unwind import SUCCESS, Unwinding, close_straight
 from rescope.exceptions import ResourceCleanupError, ScopeClosedError
 
@@ -84,6 +85,15 @@ class Scope(Registry):
     def __repr__(self) -> str:
         return f"<{self._label()[0].upper()}{self._label()[1:]} {self.state}, holds {self.size}>"
 
+    def describe(self) -> str:
+        """Draw what it holds and what it is closing, and what its children do, as a tree for a person to read.
+
+        With `RESCOPE_TRACE=1` it also tells where each was registered.
+        """
+        from rescope._describe import describe
+
+        return describe(self)
+
     async def release(self, x: object, /) -> None:
         """Close one resource now, as on success: a handle, or a value (of one registered twice, the latest).
 
@@ -120,7 +130,7 @@ class Scope(Registry):
             new._tell_from(self._teller)
         if self._held is not None:
             new._held, self._held = self._held.hand_over(new), None
-            new._straight, self._straight = None if new._teller is not None else new._held, None
+            new._straight, self._straight = None if new._teller is not None or Trace.on else new._held, None
         return new
 
     async def aclose(self) -> None:

@@ -33,6 +33,7 @@ from rescope._closing import (
 from rescope._flight import Failure, Flight, raise_unchanged, verdict
 from rescope._held import Held, Raised
 from rescope._result import Ok, Result
+from rescope._slow import unwatch, watch
 from rescope.exceptions import CloseCancelledError, cleanup_error
 
 if TYPE_CHECKING:
@@ -180,10 +181,12 @@ class Unwinding(Closing):
 
     async def finish(self, closing: Closing, rest: Awaitable[None]) -> None:
         """Await the rest of one close."""
+        calm = watch(closing)
         try:
             await rest
         except BaseException as exc:
             self.failed(closing.resource, exc, closing.elapsed())
+        unwatch(closing, calm)
         self.closed(closing)
 
     def closed(self, closing: Closing) -> None:
@@ -286,7 +289,11 @@ async def close_straight(held: Held, flight: Flight) -> None:
     before = None
     while held.left is None or held.job is not None:
         if held.job is not None:
-            await backend().finish(held.job, flight)
+            calm = watch(held)
+            try:
+                await backend().finish(held.job, flight)
+            finally:
+                unwatch(held, calm)
             held.job = None  # its task knows the closing, by its context
         elif not places or len(places) == before:
             break

@@ -80,6 +80,13 @@ class Backend(Protocol):
         """Give what tells `pressure()` of this task, for one who asks often."""
         ...
 
+    def alarm(self, seconds: float, ring: Callable[[], float | None], /) -> Callable[[], object] | None:
+        """Call `ring` after so many seconds, and again after as many as it gives.
+
+        Gives what ends that, where it does not end when `ring` gives `None`; it may be one alarm for all who ask.
+        """
+        ...
+
     def scope_cancelled(self) -> bool:
         """Tell whether an anyio or trio scope around the current task is cancelled."""
         ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from asyncio import CancelledError, Event, Future, Task, current_task, get_running_loop, sleep
+from asyncio import AbstractEventLoop, CancelledError, Event, Future, Task, current_task, get_running_loop, sleep
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cancelled",
     "Event",
+    "alarm",
     "current_task",
     "finish",
     "launch",
@@ -170,6 +171,29 @@ def pressure() -> float:
 
 def pressure_gauge() -> Callable[[], float]:
     return cast("Task[Any]", current_task()).cancelling
+
+
+_alarmed: set[AbstractEventLoop] = set()
+"""The loops that have an alarm set."""
+
+
+def alarm(seconds: float, ring: Callable[[], float | None], /) -> None:
+    loop = get_running_loop()
+    if loop not in _alarmed:
+        _alarmed.difference_update([one for one in _alarmed if one.is_closed()])
+        _set_alarm(loop, seconds, ring)
+
+
+def _set_alarm(loop: AbstractEventLoop, seconds: float, ring: Callable[[], float | None]) -> None:
+    _alarmed.add(loop)
+    loop.call_later(seconds, _ring, loop, ring, context=_EMPTY)
+
+
+def _ring(loop: AbstractEventLoop, ring: Callable[[], float | None]) -> None:
+    _alarmed.discard(loop)
+    seconds = ring()
+    if seconds is not None:
+        _set_alarm(loop, seconds, ring)
 
 
 def scope_cancelled() -> bool:

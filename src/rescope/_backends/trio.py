@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cancelled",
     "Event",
+    "alarm",
     "current_task",
     "finish",
     "launch",
@@ -112,6 +113,19 @@ def pressure() -> float:
 
 def pressure_gauge() -> Callable[[], float]:
     return scope_cancelled
+
+
+def alarm(seconds: float, ring: Callable[[], float | None], /) -> Callable[[], object]:
+    scope = trio.CancelScope()
+    spawn_system_task(_ring, scope, seconds, ring)
+    return scope.cancel
+
+
+async def _ring(scope: trio.CancelScope, seconds: float | None, ring: Callable[[], float | None]) -> None:
+    with scope:
+        while seconds is not None:
+            await trio.sleep(seconds)
+            seconds = ring()
 
 
 def scope_cancelled() -> bool:

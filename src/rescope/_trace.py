@@ -1,0 +1,55 @@
+"""Where things were registered. It is recorded only while somebody wants to know: `RESCOPE_TRACE=1`, or a watcher."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rescope._resource import Resource
+
+
+class Watcher(Protocol):
+    """Who wants to know of all that is registered."""
+
+    def registered(self, handle: Resource[Any], /) -> None:
+        """Know that a scope holds this now; `site_of` tells where it was registered."""
+
+    def dropped(self, handles: Iterable[Resource[Any]], /) -> None:
+        """Know that a scope is gone that still held these. A `ResourceWarning` has told so."""
+
+
+class Trace:
+    """Whether sites are recorded, and who watches."""
+
+    on = os.environ.get("RESCOPE_TRACE", "") not in {"", "0"}
+    watcher: Watcher | None = None
+
+
+def registered(handle: Resource[Any]) -> None:
+    """Take note of where something is registered: at the line of the caller's that led to it."""
+    handle._site = _site()
+    if Trace.watcher is not None:
+        Trace.watcher.registered(handle)
+
+
+def site_of(handle: Resource[Any]) -> str | None:
+    """Give the file, line and function in which it was registered, if that was recorded."""
+    return getattr(handle, "_site", None)
+
+
+def traced_name(handle: Resource[Any]) -> str:
+    """Give its name, and where it was registered if that is known."""
+    site = site_of(handle)
+    return handle.name if site is None else f"{handle.name} (registered at {site})"
+
+
+def _site() -> str:
+    """Find the nearest line outside of this package."""
+    frame: Any = sys._getframe(2)
+    while str(frame.f_globals.get("__name__")).partition(".")[0] == "rescope":
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
