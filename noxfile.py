@@ -25,7 +25,7 @@ def tests(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Run the tests, and fail where a branch was not taken."""
     session.install("-e", ".[test]")
-    session.run("coverage", "run", "-m", "pytest", "tests", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", "tests", "--ignore=tests/clients", *session.posargs)
     session.run("coverage", "report")
 
 
@@ -81,17 +81,17 @@ def oldest(session: nox.Session) -> None:
     constraints = Path(session.create_tmp()) / "oldest.txt"
     oldest = session.run("python", ".ci/oldest.py", silent=True)
     constraints.write_text(str(oldest), encoding="utf-8")
-    session.install("-e", ".[test]", "--constraint", str(constraints))
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.install("-e", ".[test-core]", "--constraint", str(constraints))
+    session.run("python", "-m", "pytest", "tests", "--ignore=tests/clients", *session.posargs)
 
 
 @nox.session(python=PYTHONS[-1])
-@nox.parametrize("extras", ["", "[trio]"], ids=["trio and uvloop", "uvloop"])
+@nox.parametrize("extras", ["[otel]", "[otel,trio]"], ids=["trio and uvloop", "uvloop"])
 def without(session: nox.Session, extras: str) -> None:
     """Run the tests where optional packages are not installed."""
-    test = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["test"]
+    test = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["test-core"]
     session.install("-e", f".{extras}", *(one for one in test if not one.startswith(("rescope", "uvloop"))))
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "tests", "--ignore=tests/clients", *session.posargs)
 
 
 @nox.session(python=PYTHONS)

@@ -23,6 +23,6 @@ def needed(requirements: list[str]) -> Iterator[str]:
             yield requirement
 
 
-for requirement in needed([*PROJECT["dependencies"], f"{PROJECT['name']}[test]"]):
+for requirement in needed([*PROJECT["dependencies"], f"{PROJECT['name']}[test-core]"]):
     if ">=" in requirement:
         print(re.sub(r"\[.+?\]", "", requirement).replace(">=", "=="))

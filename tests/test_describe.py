@@ -118,11 +118,11 @@ async def test_shows_what_is_being_released() -> None:
 
 async def test_tells_of_a_hosted_manager_that_has_died() -> None:
     """A hosted manager whose task has ended is said to have died."""
-    broken = anyio.Event()
-    scope = Scope()
+    broken, died = anyio.Event(), anyio.Event()
+    scope = Scope(on_event=lambda event: died.set() if event.kind == "died" else None)
     await scope.host(fragile(broken))
     broken.set()
-    await anyio.wait_all_tasks_blocked()
+    await died.wait()
     assert scope.describe().splitlines()[1] == "└── fragile: hosted, has died"
     with pytest.raises(ExceptionGroup):
         await scope.aclose()
