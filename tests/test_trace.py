@@ -13,6 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from rescope import Resource, Scope
+from rescope._registry import Registry
 from rescope._trace import Trace, site_of, traced_name
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ class Watch:
     """What a watcher was told."""
 
     def __init__(self) -> None:
-        self.seen: list[Resource[Any]] = []
-        self.lost: list[Resource[Any]] = []
+        self.seen: list[str | None] = []
+        self.lost: list[str] = []
 
-    def registered(self, handle: Resource[Any]) -> None:
-        self.seen.append(handle)
+    def registered(self, scope: Registry) -> None:
+        self.seen.append(scope.name)
 
-    def dropped(self, handles: Iterable[Resource[Any]]) -> None:
-        self.lost += handles
+    def dropped(self, label: str, handles: Iterable[Resource[Any]]) -> None:
+        self.lost += [label, *(handle.name for handle in handles)]
 
 
 @pytest.fixture
@@ -87,8 +88,8 @@ async def test_names_the_function_that_called(watch: Watch) -> None:
 
     async with Scope() as scope:
         await helper(scope)
-    (handle,) = watch.seen
-    assert str(site_of(handle)).endswith(".helper")
+        (handle,) = scope.resources
+        assert str(site_of(handle)).endswith(".helper")
 
 
 async def test_goes_on_after_a_move(watch: Watch) -> None:
@@ -106,7 +107,8 @@ async def test_tells_the_lines_of_what_a_dropped_scope_held(watch: Watch) -> Non
     scope.add(Thing())
     with pytest.warns(ResourceWarning, match=r"held: Thing \(registered at .*test_trace\.py:\d+ in test_tells"):
         del scope
-    assert watch.lost == watch.seen
+    assert watch.seen == ["lost"]
+    assert watch.lost == ["scope 'lost'", "Thing"]
 
 
 async def test_records_nothing_when_it_is_off() -> None:
@@ -154,5 +156,5 @@ async def test_names_the_library_that_calls_directly(watch: Watch) -> None:
     async with Scope() as scope:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(scope.acquire, Thing, Thing.close)
-        (handle,) = watch.seen
+        (handle,) = scope.resources
         assert not str(site_of(handle)).startswith(__file__)

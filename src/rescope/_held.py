@@ -292,4 +292,4 @@ def tell_dropped(label: str, held: Held) -> None:
         warnings.warn(msg, ResourceWarning, stacklevel=3)
     finally:
         if Trace.watcher is not None:
-            Trace.watcher.dropped(held.handles())
+            Trace.watcher.dropped(label, held.handles())

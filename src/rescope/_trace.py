@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from rescope._registry import Registry
     from rescope._resource import Resource
 
 
 class Watcher(Protocol):
-    """Who wants to know of all that is registered."""
+    """Who wants to know which scopes hold something."""
 
-    def registered(self, handle: Resource[Any], /) -> None:
-        """Know that a scope holds this now; `site_of` tells where it was registered."""
+    def registered(self, scope: Registry, /) -> None:
+        """Know that this scope holds something more now."""
 
-    def dropped(self, handles: Iterable[Resource[Any]], /) -> None:
+    def dropped(self, label: str, handles: Iterable[Resource[Any]], /) -> None:
         """Know that a scope is gone that still held these. A `ResourceWarning` has told so."""
 
 
@@ -29,11 +30,11 @@ class Trace:
     watcher: Watcher | None = None
 
 
-def registered(handle: Resource[Any]) -> None:
+def registered(scope: Registry, handle: Resource[Any]) -> None:
     """Take note of where something is registered: at the line of the caller's that led to it."""
     handle._site = _site()
     if Trace.watcher is not None:
-        Trace.watcher.registered(handle)
+        Trace.watcher.registered(scope)
 
 
 def site_of(handle: Resource[Any]) -> str | None:
