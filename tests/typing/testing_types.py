@@ -6,7 +6,21 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal, assert_type
 
-from rescope.testing import CancelEverywhereError, CancelMode, CancelReport, Fault, Ledger, cancel_everywhere
+from rescope import Err, Resource, Scope
+from rescope.events import EventKind, ScopeEvent
+from rescope.testing import (
+    CancelEverywhereError,
+    CancelMode,
+    CancelReport,
+    CapturedEvents,
+    Cue,
+    Fault,
+    FaultyResource,
+    Ledger,
+    Moment,
+    assert_all_closed,
+    cancel_everywhere,
+)
 
 
 async def program(ledger: Ledger) -> int:
@@ -65,3 +79,58 @@ def what_went_wrong(error: CancelEverywhereError) -> None:
         assert_type(fault.stack, tuple[str, ...])
         assert_type(fault.problems, tuple[str, ...])
         assert_type(fault.exception, BaseException | None)
+
+
+def what_a_double_does() -> None:
+    FaultyResource()
+    FaultyResource("db", open=1, close=0.5)
+    FaultyResource(open=ConnectionError, close=ConnectionError("gone"))
+    FaultyResource(open="hang", close="stubborn")
+    FaultyResource(close=[KeyboardInterrupt, "cancelled", Err("no"), "suppress", 0, None], ledger=Ledger())
+    cues: list[Cue] = ["hang", None]
+    FaultyResource(open=cues, close=tuple(cues))
+    FaultyResource(close="hng")  # type: ignore[arg-type]
+    FaultyResource(close=int)  # type: ignore[arg-type]
+    FaultyResource(close=["hang", "hng"])  # type: ignore[list-item]
+
+
+async def a_double_in_a_scope(scope: Scope) -> None:
+    faulty = FaultyResource()
+    assert_type(scope.add(faulty, timeout=1, force=faulty.force), FaultyResource)
+    assert_type(await scope.acquire(faulty.open, FaultyResource.aclose), FaultyResource)
+    assert_type(await scope.enter(faulty), FaultyResource)
+    assert_type(await scope.host(faulty), FaultyResource)
+    async with faulty as same:
+        assert_type(same, FaultyResource)
+
+
+async def what_a_double_tells(faulty: FaultyResource) -> None:
+    assert_type(
+        faulty.history,
+        list[Literal["opening", "opened", "closing", "closed", "failed", "cancelled", "forced"]],
+    )
+    moments: list[Moment] = faulty.history
+    assert moments == ["opening"]
+    assert_type(faulty.closed, int)
+    assert_type(faulty.is_closed, bool)
+    assert_type(faulty.saw, BaseException | None)
+    assert_type(await faulty.wait("closing", timeout=1), None)
+    await faulty.wait("close")  # type: ignore[arg-type]
+    faulty.fail(KeyboardInterrupt)
+    faulty.fail("gone")  # type: ignore[arg-type]
+
+
+async def what_was_captured() -> None:
+    captured = CapturedEvents()
+    Scope(on_event=captured)
+    assert_type(captured.events, list[ScopeEvent])
+    assert_type(captured.kinds, list[EventKind])
+    assert_type(captured.told, list[tuple[EventKind, str, str | None]])
+    assert_type(captured.of("closed", "failed"), list[ScopeEvent])
+    assert_type(captured.names("closed"), list[str])
+    assert_type(await captured.wait("died", resource="client", path="app", timeout=1), ScopeEvent)
+    captured.of("faild")  # type: ignore[arg-type]
+
+
+def what_must_be_closed(scope: Scope, handle: Resource[int], faulty: FaultyResource) -> None:
+    assert_all_closed(scope, handle, faulty, *scope.resources, object())
