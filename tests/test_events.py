@@ -703,3 +703,15 @@ async def test_events_never_carry_a_value(heard: Heard) -> None:
             scope.defer(fail, "hunter2")
 
     assert [event for event in heard.events if "hunter2" in repr(event)] == []
+
+
+async def test_scope_closed_tells_how_long_the_closing_took() -> None:
+    """The last event of a scope has the seconds since it began to close; those of its closes are part of that."""
+    heard = Heard()
+    async with Scope(on_event=heard) as scope:
+        scope.defer(anyio.sleep, 0.01)
+    closed, last = heard.events[-2:]
+    assert (closed.kind, last.kind) == ("closed", "scope_closed")
+    assert closed.elapsed is not None
+    assert last.elapsed is not None
+    assert last.elapsed >= closed.elapsed >= 0.009

@@ -364,7 +364,7 @@ class Registry:
                 return handle
         held.keep(handle)
         if Trace.on:
-            registered(self, handle)
+            registered(handle)
         if self._state is not OPEN:
             (self._unwinding or held).attempted += 1
         if self._teller is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from rescope._budget import Budget
@@ -254,6 +255,7 @@ class Scope(Registry):
             unwinding.concurrent = True
         if self._teller is not None:
             unwinding.teller = self._teller
+            unwinding.began = perf_counter()
         return unwinding
 
     def _settle(self, unwinding: Unwinding) -> None:
@@ -263,7 +265,7 @@ class Scope(Registry):
             self._held.resource = None
         unwinding.scope = unwinding.resource = self._held = None
         if self._teller is not None:
-            self._teller.tell("scope_closed", error=unwinding.error)
+            self._teller.tell("scope_closed", elapsed=perf_counter() - unwinding.began, error=unwinding.error)
         if self._state is CLOSING:
             self._state = CLOSED
         else:

@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rescope._registry import Registry
     from rescope._resource import Resource
 
 
 class Watcher(Protocol):
-    """Who wants to know which scopes hold something."""
-
-    def registered(self, scope: Registry, /) -> None:
-        """Know that this scope holds something more now."""
+    """Who wants to know of what is lost."""
 
     def dropped(self, label: str, handles: Iterable[Resource[Any]], /) -> None:
         """Know that a scope is gone that still held these. A `ResourceWarning` has told so."""
@@ -30,11 +26,9 @@ class Trace:
     watcher: Watcher | None = None
 
 
-def registered(scope: Registry, handle: Resource[Any]) -> None:
+def registered(handle: Resource[Any]) -> None:
     """Take note of where something is registered: at the line of the caller's that led to it."""
     handle._site = _site()
-    if Trace.watcher is not None:
-        Trace.watcher.registered(scope)
 
 
 def site_of(handle: Resource[Any]) -> str | None:

@@ -59,6 +59,7 @@ class Unwinding(Closing):
     __slots__ = ("__dict__", "_flight", "attempted", "outcome")
 
     # What few closings need stands here until they do.
+    began = 0.0
     budget: Budget | None = None
     closings: tuple[Closing, ...] = ()
     concurrent = False

@@ -1,0 +1,1 @@
+"""How `rescope.events.Timeline` draws: events (`tree`) become spans, and spans become text, SVG or a Chrome trace."""
