@@ -19,7 +19,7 @@ def describe(scope: Scope) -> str:
 
 def _lines(scope: Scope) -> list[str]:
     lines = [repr(scope)[1:-1]]
-    handles = _handles(scope)
+    handles = handles_of(scope)
     for handle in handles:
         last = handle is handles[-1]
         first, *rest = _of(handle)
@@ -28,7 +28,8 @@ def _lines(scope: Scope) -> list[str]:
     return lines
 
 
-def _handles(scope: Scope) -> list[Resource[Any]]:
+def handles_of(scope: Scope) -> list[Resource[Any]]:
+    """Give what it holds, and what it is closing."""
     held = scope._held
     if held is None:
         return []

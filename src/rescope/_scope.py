@@ -48,7 +48,7 @@ class Scope(Registry):
         Closing this one closes it, with the same outcome; closing it first takes it off.
         """
         self._refuse_closed()
-        child = Scope(name, grace=grace, concurrent=concurrent)
+        child = self._another(name, grace=grace, concurrent=concurrent)
         if self._teller is not None:
             child._tell_from(self._teller.below(name))
         self._keep(Child(child))
@@ -126,7 +126,7 @@ class Scope(Registry):
         if self._state is not OPEN:
             msg = f"{self._label()} is {self.state}: what it held can't be moved any more"
             raise ScopeClosedError(msg)
-        new = Scope(self._name, grace=self._grace, concurrent=self._concurrent)
+        new = self._another(self._name, grace=self._grace, concurrent=self._concurrent)
         if self._teller is not None:
             new._tell_from(self._teller)
         if self._held is not None:
@@ -218,6 +218,10 @@ class Scope(Registry):
                 held.places, held.values = [], None
 
     # What the rest of the house uses
+
+    def _another(self, name: str | None, *, grace: float | None, concurrent: bool) -> Scope:
+        """Make one of the same kind: a child, or what all is moved to."""
+        return Scope(name, grace=grace, concurrent=concurrent)
 
     def _begin_close(self, outcome: Result[Any, Any], raised: BaseException | None) -> Awaitable[BaseException | None]:
         """Begin to close with that outcome, at once; the rest gives what must come out: nothing, `raised`, or else."""
