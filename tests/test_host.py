@@ -1191,3 +1191,34 @@ async def test_a_trio_nursery_may_be_hosted() -> None:
             nursery.start_soon(scope.aclose)
 
     assert log == ["ended"]
+
+
+async def test_an_exit_that_hangs_is_forced() -> None:
+    """`force` is called when the exit of a hosted manager ran out of time; it may be what lets it end."""
+    forced = anyio.Event()
+
+    @contextlib.asynccontextmanager
+    async def client() -> Any:
+        yield
+        with anyio.CancelScope(shield=True):
+            while not forced.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await forced.wait()
+
+    scope = Scope()
+    await scope.host(client(), name="client", timeout=0.01, force=forced.set)
+    with pytest.raises(ResourceCleanupError) as caught:
+        await scope.aclose()
+    assert forced.is_set()
+    assert [(failure.name, failure.timed_out) for failure in caught.value.failures] == [("client", True)]
+
+
+async def test_force_must_be_sync() -> None:
+    """A `force` that is async is refused at the call, and nothing is entered."""
+
+    async def force() -> None: ...
+
+    async with Scope() as scope:
+        with pytest.raises(TypeError, match="`force` must be sync"):
+            await scope.host(anyio.create_task_group(), force=force)
+        assert scope.size == 0

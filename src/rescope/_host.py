@@ -22,7 +22,7 @@ from rescope._closing import Life, around
 from rescope._entered import name_of_manager
 from rescope._flight import Flight, carries, chain, raise_unchanged, three, without
 from rescope._held import Held
-from rescope._resource import Resource, managed
+from rescope._resource import SPECIAL, Resource, managed
 from rescope._tell import tell_beside
 from rescope.exceptions import CloseFailure, HostDiedError, cleanup_error
 
@@ -56,11 +56,9 @@ class Hosted(Resource[T]):
 
     _job: Job
 
-    def __init__(
-        self, manager: AbstractAsyncContextManager[T], name: str | None, timeout: float | None, scope: Scope
-    ) -> None:
+    def __init__(self, manager: AbstractAsyncContextManager[T], name: str | None, scope: Scope) -> None:
         super().__init__(None, managed, name=name or name_of_manager(manager))  # type: ignore[arg-type]
-        self._limits = timeout, None
+        self._limits = SPECIAL
         self._manager = manager
         self._home: ref[Scope] | None = ref(scope)
         self._inside = False

@@ -125,7 +125,7 @@ class FixtureScope(Scope):
             return await super().enter(cm, name=name)
         self._refuse_closed()
         check_manager(cm, hosted=True)
-        guest: Guest[Any] = Guest(cm, name, None, self)
+        guest: Guest[Any] = Guest(cm, name, self)
         guest.on_death = self._factory._died
         await self._host([guest])
         return guest.value

@@ -255,18 +255,26 @@ class Registry:
         return value
 
     async def host(
-        self, cm: AbstractAsyncContextManager[T, Any], /, *, name: str | None = None, timeout: float | None = None
+        self,
+        cm: AbstractAsyncContextManager[T, Any],
+        /,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        force: Callable[[], object] | None = None,
     ) -> T:
         """Enter an async context manager in a task of its own, and hold it; it is exited there too.
 
         So the scope may be closed from any task and in any order, and no cancellation of the caller's can hit the
-        exit. For clients that hold a task group or cancel scope inside. `timeout`, in seconds, bounds the exit.
+        exit. For clients that hold a task group or cancel scope inside. `timeout`, in seconds, bounds the exit; where
+        the client has a shutdown of its own, let it be longer than that takes. `force` is called when it ran out.
         A cancellation of `host` itself cancels the entering.
         """
         self._refuse_closed()
         check_manager(cm, hosted=True)
-        check_options(name, timeout, None)
-        handle = Hosted(cm, name, timeout, self)  # type: ignore[arg-type]
+        check_options(name, timeout, force)
+        handle = Hosted(cm, name, self)  # type: ignore[arg-type]
+        handle._limits = timeout, force
         await self._host([handle])
         return handle.value
 
@@ -300,7 +308,7 @@ class Registry:
         self._refuse_closed()
         for cm in cms:
             check_manager(cm, hosted=True)
-        handles = [Hosted(cm, None, None, self) for cm in cms]  # type: ignore[arg-type]
+        handles = [Hosted(cm, None, self) for cm in cms]  # type: ignore[arg-type]
         await self._host(handles)
         return tuple(handle.value for handle in handles)
 

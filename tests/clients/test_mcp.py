@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -509,16 +510,16 @@ async def test_servers_that_do_not_exit_are_killed_at_the_same_time_in_a_concurr
 
 
 @pytest.mark.parametrize(("grace", "timeout"), [(4, None), (None, 0.25)])
-async def test_a_server_that_gets_less_time_than_the_sdk_takes_is_killed_by_what_was_deferred_before(
+async def test_a_server_that_gets_less_time_than_the_sdk_takes_is_killed_by_force(
     grace: float | None, timeout: float | None, tmp_path: Path
 ) -> None:
-    """Out of time, the failure names the server, the kill that was registered before it runs, and all are gone."""
+    """Out of time, the failure names the server, `force` kills it, and all are gone."""
     pid_file = tmp_path / "pid"
     stubborn = noted(params(str(tmp_path / "leaving")), pid_file)
     scope = Scope("servers", grace=grace)
     calm = await scope.host(server(), name="calm")
-    scope.defer(kill_group, pid_file)
-    stays = await scope.host(connect(stdio_client(stubborn)), name="stays", timeout=timeout)
+    kill = partial(kill_group, pid_file)
+    stays = await scope.host(connect(stdio_client(stubborn)), name="stays", timeout=timeout, force=kill)
     pids = [await pid_of(session) for session in (calm, stays)]
 
     with anyio.fail_after(20), pytest.raises(ResourceCleanupError) as caught:
@@ -529,16 +530,18 @@ async def test_a_server_that_gets_less_time_than_the_sdk_takes_is_killed_by_what
     await until(lambda: all(gone(pid) for pid in pids))
 
 
-async def test_a_server_that_exits_leaves_nothing_to_the_deferred_kill(tmp_path: Path) -> None:
-    """The kill in reserve finds no process where the server went by itself, and that is no failure."""
+async def test_a_server_that_exits_is_not_forced(tmp_path: Path) -> None:
+    """The kill in reserve is not called where the server went by itself."""
     pid_file = tmp_path / "pid"
+    forced: list[str] = []
     async with Scope("servers", grace=30) as scope:
-        scope.defer(kill_group, pid_file)
-        session = await scope.host(connect(stdio_client(noted(params(), pid_file))))
+        client = connect(stdio_client(noted(params(), pid_file)))
+        session = await scope.host(client, force=lambda: forced.append("killed"))
         pid = await pid_of(session)
         assert pid_file.read_text(encoding="utf-8") == f"{pid}\n"
 
     assert gone(pid)
+    assert forced == []
     assert scope.cleanup_error is None
 
 
