@@ -55,7 +55,9 @@ class ScopeEvent(NamedTuple):
 
 
 class Timeline:
-    """Collects the events of scopes and draws their life: what was held when, how closing went, what is still open::
+    """Collects the events of scopes and draws their life: what was held when, how closing went, what is still open.
+
+    ::
 
         timeline = Timeline()
         async with Scope("service", on_event=timeline) as scope:
