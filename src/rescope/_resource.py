@@ -140,7 +140,7 @@ def managed() -> None:
     """Stand where a closer would: what is held here closes in a way of its own."""
 
 
-SPECIAL = (None, None)
+SPECIAL: tuple[float | None, Callable[[], object] | None] = (None, None)
 """The limits of what has none, but is more than a value and a closer; what is no more than that has `None`."""
 
 
