@@ -103,7 +103,7 @@ async def _live(
 ) -> None:
     """Live main's life, in the scope. At the top of a program a cleanup that failed is raised, and never returned."""
     scope = open_scope()
-    scope.__dict__["_stop"] = stop
+    scope._stop = stop
     stop.scope = scope
 
     async def body(scope: Scope, *args: object) -> object:

@@ -1,14 +1,13 @@
 """The scope that main gets: its time runs from the signal, and a second signal leaves next to none.
 
 The core bounds a close when it begins. To be cut short later, by a second signal, is a matter of this room: its
-unwindings wait in slices, and look in between. A child's unwinding is begun by its parent's, so a child has to be of
-the same kind; it becomes that after the core has made it, as the core knows nothing of this.
+unwindings wait in slices, and look in between.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rescope._backends import backend
 from rescope._budget import least, run_out
@@ -26,46 +25,44 @@ SLICE = 0.05
 """Seconds after which a second signal is seen at the latest; so each close has as many after it, and no more."""
 
 
-class Root(Scope):
-    """A scope that minds the clock of a `Stop`, as its children do."""
-
-    __slots__ = ()
-
-    _stop: Stop
-
-    def child(self, name: str | None = None, *, grace: float | None = None, concurrent: bool = False) -> Scope:
-        """Open a scope inside this one."""
-        child = super().child(name, grace=grace, concurrent=concurrent)
-        child.__class__ = Root
-        child.__dict__["_stop"] = self._stop
-        return child
-
-    def _start(self, outcome: Result[Any, Any], flight: Flight | None, grace: float | None) -> Unwinding:
-        if self._stop.scope is self:
-            self._stop.begin()
-        unwinding = super()._start(outcome, flight, least(grace, self._stop.left()))
-        unwinding.__class__ = Hurried
-        unwinding.__dict__["stop"] = self._stop
-        return unwinding
-
-
 class Hurried(Unwinding):
     """An unwinding of which each close is soon out of time once there was a second signal."""
 
     __slots__ = ()
 
-    stop: Stop
+    _stop: Stop
 
     async def within(self, closing: Closing, job: Job) -> BaseException | None:
         """Wait for a job for as long as this close may take, or until a second signal; give what it raised."""
         limit = self.limit(closing.resource.timeout)
         over = math.inf if limit is None else backend().now() + limit
         while not await backend().finish(job, self.flight, self._slice(over)):
-            if self.stop.forced or backend().now() >= over:
+            if self._stop.forced or backend().now() >= over:
                 seconds = closing.elapsed() if limit is None else min(closing.elapsed(), limit)
                 await run_out(self, closing, job, seconds)
                 return None
         return job.take_error()
 
     def _slice(self, over: float) -> float:
-        return SLICE if self.stop.forced else max(0.0, min(SLICE, over - backend().now()))
+        return SLICE if self._stop.forced else max(0.0, min(SLICE, over - backend().now()))
+
+
+class Root(Scope):
+    """A scope that minds the clock of a `Stop`, as its children do."""
+
+    __slots__ = ()
+
+    _pass = Hurried
+    _stop: Stop
+
+    def _another(self, name: str | None, *, grace: float | None, concurrent: bool) -> Root:
+        another = Root(name, grace=grace, concurrent=concurrent)
+        another._stop = self._stop
+        return another
+
+    def _start(self, outcome: Result[Any, Any], flight: Flight | None, grace: float | None) -> Unwinding:
+        if self._stop.scope is self:
+            self._stop.begin()
+        unwinding = super()._start(outcome, flight, least(grace, self._stop.left()))
+        cast("Hurried", unwinding)._stop = self._stop
+        return unwinding
