@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from rescope._closing import Closing
     from rescope._held import Held
-    from rescope._scope import Scope
 
     Watched: TypeAlias = "Closing | Held"
 
@@ -81,18 +80,20 @@ def _look_at(key: int, closing: Watched, after: float) -> float:
     if elapsed >= due:
         due = 2 * max(due, elapsed)
         _said[key] = resource, due
-        _say(closing.scope or closing.holder, resource, elapsed)
+        _say(closing, resource, elapsed)
     return due - elapsed
 
 
-def _say(scope: Scope | None, resource: Any, elapsed: float) -> None:
+def _say(closing: Watched, resource: Any, elapsed: float) -> None:
     if resource is None or resource._inner() is not None:  # what takes long in a child is said of itself
         return
     from logging import getLogger
 
     where = ""
+    scope = closing.scope or closing.holder
     if scope is not None:
-        where = f" ({scope._label()}" + (f", {scope.size} more to close)" if scope.size else ")")
+        more = 0 if closing.scope is None else scope.size  # what is closed out of turn is in a scope that stays open
+        where = f" ({scope._label()}" + (f", {more} more to close)" if more else ")")
         while (scope := scope._parent()) is not None:
             where = f"{where[:-1]} in {scope._label()})"
     getLogger("rescope").warning("closing %s takes long: %.3g s so far%s", resource.name, elapsed, where)
