@@ -541,19 +541,30 @@ async def test_keys_that_need_each_other_are_refused() -> None:
             assert pool.size == 0
 
 
-async def test_an_open_that_closes_its_pool_is_refused() -> None:
-    """The closing would wait for the opening, and that for the closing: an error says so."""
-    pools: list[KeyedPool[str, None]] = []
+@pytest.mark.parametrize("suspends", [True, False])
+async def test_an_open_may_close_what_holds_its_pool(suspends: bool) -> None:
+    """The closing does not wait for the opening that it is part of: that is cancelled, and all is closed."""
+    outer = Scope()
+    log: list[str] = []
 
-    async def circle(scope: Scope, key: str) -> None:
-        await pools[0].aclose()
+    async def fatal(scope: Scope, key: str) -> None:
+        scope.defer(log.append, f"close {key}")
+        if suspends:
+            await anyio.lowlevel.checkpoint()
+        if key == "b":
+            await outer.aclose()
+            log.append(pool.state)
+            await anyio.lowlevel.checkpoint()
+            log.append("not reached")
 
     with anyio.fail_after(5):
-        async with KeyedPool(circle) as pool:
-            pools.append(pool)
-            with pytest.raises(RuntimeError, match="closes the pool that it is for: that would wait"):
-                await use(pool, "a")
-            assert pool.state == "open"
+        pool = outer.add(KeyedPool(fatal))
+        await use(pool, "a")
+        with pytest.raises(ScopeClosedError):
+            await use(pool, "b")
+
+    assert sorted(set(log)) in (["close a", "close b"], ["close a", "close b", "closed"])
+    assert (outer.state, pool.state) == ("closed", "closed")
 
 
 # What `open` may be, and give
@@ -1576,10 +1587,9 @@ async def test_an_opening_that_heeds_no_cancellation_is_left_behind() -> None:
             await anyio.wait_all_tasks_blocked()
             with pytest.raises(ResourceCleanupError, match=r"opening .*stubborn 1: CloseTimeoutError"):
                 await pool.aclose()
-            assert told == []
+            await anyio.wait_all_tasks_blocked()
+            assert [type(error) for error in told] == [ScopeClosedError]
             gate.set()
-
-    assert [type(error) for error in told] == [ScopeClosedError]
 
 
 async def test_an_opening_that_ends_while_the_pool_closes_is_closed() -> None:

@@ -937,6 +937,21 @@ def test_leaks_of_one_line_are_told_as_one(run_anyio: Run) -> None:
     assert second.endswith("in test_leaves")
 
 
+def test_leak_that_no_line_registered_is_told_without_one(run_anyio: Run) -> None:
+    """What a thread registered by itself is told by its name and scope."""
+    result = run_anyio("""
+        from threading import Thread
+
+        def test_leaves():
+            KEPT.append(Scope("application"))
+            thread = Thread(target=KEPT[0].add, args=(Db(),))
+            thread.start()
+            thread.join()
+    """)
+    result.assert_outcomes(passed=1, errors=1)
+    assert leaks(result) == ["left open: Db in scope 'application'"]
+
+
 ALL_KINDS = '''
 """
 >>> from rescope import Scope

@@ -155,6 +155,21 @@ async def test_names_what_is_inside_a_child_and_where_that_is(said: Said) -> Non
     ] * 2
 
 
+async def test_what_is_released_is_not_the_beginning_of_more(said: Said) -> None:
+    """Of what is closed out of turn it is said which scope holds it, and not that more is to close: the rest stays."""
+    scope = Scope("service")
+    scope.defer(print)
+    slow = Slow()
+    handle = scope.defer(slow.aclose)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(handle.aclose)
+        line, *_ = await said.count(1)
+        assert line.endswith(" s so far (scope 'service')")
+        slow.go.set()
+    assert scope.size == 1
+    scope.detach(scope.resources[0])
+
+
 async def test_begins_anew_with_the_next_one(said: Said) -> None:
     """Of one that closes after one that was slow, it is not said before it has taken as long itself."""
     first, second, scope = Slow(), Slow(), Scope()

@@ -170,8 +170,9 @@ class LeakWatch:
     def _line(self, handle: Resource[Any], label: str) -> str:
         how = "still closing" if handle.state == "closing" else "left open"
         where = "a scope without a name" if label == "scope" else label
-        site = (site_of(handle) or "a place that was not recorded").removeprefix(self._directory)
-        return f"{how}: {handle.name} in {where}, registered at {site}"
+        site = site_of(handle)
+        at = "" if site is None else f", registered at {site.removeprefix(self._directory)}"
+        return f"{how}: {handle.name} in {where}{at}"
 
 
 def _importing() -> bool:

@@ -60,7 +60,7 @@ class Tracing:
         """Take an event of a scope. Raises `TypeError` for one that somebody else made."""
         path = event.path
         if not isinstance(path, ScopePath):
-            msg = f"Tracing takes in the events of scopes, the `path` of which is a ScopePath, not a {type(path).__name__}"
+            msg = f"Tracing takes in what scopes tell, with a ScopePath for a path, not a {type(path).__name__}"
             raise TypeError(msg)
         known = vars(path)
         if event.kind == "opened" and self._key not in known:
