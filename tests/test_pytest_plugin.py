@@ -91,7 +91,8 @@ class Run:
 
 def inner(pytester: pytest.Pytester, *options: str) -> pytest.RunResult:
     """Run pytest with what a user has for warnings; what it leaves behind is no matter of the outer run."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CI", raising=False)  # there pytest's summary is longer
         warnings.resetwarnings()
         warnings.simplefilter("ignore", ResourceWarning)
         result = pytester.runpytest_inprocess(*QUICK, "--tb=short", *options)

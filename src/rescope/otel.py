@@ -21,9 +21,9 @@ try:
     from opentelemetry.context import get_current
     from opentelemetry.trace import Link, get_current_span, get_tracer, set_span_in_context
     from opentelemetry.trace.status import Status, StatusCode
-except ImportError as exc:
+except ImportError as _missing:
     msg = "rescope.otel needs the API of OpenTelemetry: pip install 'rescope[otel]'"
-    raise ImportError(msg, name=exc.name) from exc
+    raise ImportError(msg, name=_missing.name) from _missing
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
