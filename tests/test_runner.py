@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import itertools
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,15 @@ def test_a_second_signal_ends_an_exit_that_hangs(start: Start, backend: str) -> 
 
 
 @every_backend
+def test_an_exit_that_hangs_has_the_grace(start: Start, backend: str) -> None:
+    """When the grace is over such an exit is cancelled too, and what is held below it is closed."""
+    program = start("hanging_exit", backend, 0.4)
+    program.reads("exits")
+    program.send(SIGTERM)
+    assert program.end() == (143, ["closed a"], "the grace is over: what still closes is forced\n")
+
+
+@every_backend
 def test_closers_that_hang_have_the_grace(start: Start, backend: str) -> None:
     """After one signal what hangs is forced in its time, and the next ones run: the failures are logged."""
     program = start("hanging_closers", backend, 0.4)
@@ -209,6 +220,31 @@ def test_a_busy_executor_keeps_nothing_alive(start: Start, backend: str) -> None
     code, lines, err = program.end()
     assert (code, lines) == (143, ["closed a"])
     assert "left behind: thread " in err
+
+
+@every_backend
+def test_a_stuck_thread_keeps_nothing_alive(start: Start, backend: str) -> None:
+    """After a signal a thread that main has started, and that does not end, has what is left of the grace."""
+    program = start("stuck_thread", backend, 0.4)
+    program.reads("up")
+    program.send(SIGTERM)
+    assert program.end() == (143, ["closed a"], "left behind: thread stuck: the process ends now\n")
+
+
+@every_backend
+def test_idle_executors_are_python_s(start: Start, backend: str) -> None:
+    """An ordinary stop does not wait for the idle workers of executors, which Python ends at its own end."""
+    program = start("idle_executors", backend)
+    program.reads("up")
+    program.send(SIGTERM)
+    assert program.end() == (143, ["closed a"], "")
+
+
+@every_backend
+def test_a_log_that_blocks_keeps_nothing_alive(start: Start, backend: str) -> None:
+    """The watchdog is there until the last word is logged: a handler that blocks does not keep the process."""
+    program = start("blocking_log", backend, 0.2)
+    assert program.end() == (143, ["closed a", "logs"], "")
 
 
 @every_backend
@@ -1081,6 +1117,59 @@ def test_a_signal_after_such_an_exit(backend: Any) -> None:
     assert isinstance(tasks[0].exception(), SystemExit)
 
 
+@every_loop
+def test_a_loop_that_is_stopped(backend: Any) -> None:
+    """`loop.stop()`, which `asyncio.run` does not survive, stops main in order; the error is raised."""
+    closed: list[str] = []
+
+    async def main(scope: Scope) -> None:
+        scope.defer(anyio.sleep, 0.01)
+        scope.defer(closed.append, "a")
+        asyncio.get_running_loop().stop()
+        await anyio.sleep_forever()
+
+    with pytest.raises(RuntimeError, match="Event loop stopped before Future completed"):
+        run(main, backend=backend)
+    assert closed == ["a"]
+
+
+@every_loop
+def test_a_cleanup_that_fails_after_such_an_exit(backend: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Where an exit of another task is what `run` raises, a cleanup that failed is told once."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def stray() -> None:
+        sys.exit(3)
+
+    async def main(scope: Scope) -> None:
+        scope.defer(int, "no number")
+        tasks.append(asyncio.create_task(stray()))
+        with contextlib.suppress(asyncio.CancelledError):
+            await anyio.sleep_forever()
+
+    assert stopped(main, backend=backend) == 3
+    (message,) = caplog.messages
+    assert message.endswith("(not raised, because of a SystemExit)")
+    assert isinstance(tasks[0].exception(), SystemExit)
+
+
+@every_backend
+def test_idle_workers_of_executors(backend: Any, exits: list[int]) -> None:
+    """Threads that mind an executor, and have nothing to do, are not left behind."""
+    pools = [ThreadPoolExecutor(1), ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))]
+
+    async def main(_: Scope) -> None:
+        for pool in pools:
+            pool.submit(int).result()
+        signal.raise_signal(SIGTERM)
+        await anyio.sleep_forever()
+
+    assert stopped(main, backend=backend) == 143
+    for pool in pools:
+        pool.shutdown()
+    assert exits == []
+
+
 @every_backend
 def test_a_keyboard_interrupt_that_is_not_handled_here(backend: Any) -> None:
     """SIGINT that is not among `signals` is Python's: a `KeyboardInterrupt`, after all is closed."""
@@ -1125,6 +1214,26 @@ def test_trio_has_a_watchdog_without_a_signal(
 
 
 # The clock and the watchdog
+
+
+def test_an_interrupt_while_the_handlers_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When Ctrl-C is Python's again, and comes, everything else is as it was."""
+    before = signal.getsignal(SIGTERM)
+    stop = Stop(60)
+    stop.listen([SIGINT, SIGTERM])
+    signal.raise_signal(SIGTERM)
+    put_back = signal.signal
+
+    def interrupted(signum: int, handler: Any) -> None:
+        put_back(signum, handler)
+        if signum == SIGINT:
+            signal.raise_signal(SIGINT)
+
+    monkeypatch.setattr(signal, "signal", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stop.quit()
+    assert signal.getsignal(SIGTERM) is before
+    wait_until(lambda: "rescope watchdog" not in {thread.name for thread in threading.enumerate()})
 
 
 def test_a_third_signal(exits: list[int]) -> None:

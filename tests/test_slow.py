@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from rescope import ResourceCleanupError, Scope
+from rescope import Resource, ResourceCleanupError, Scope
 from rescope._slow import Settings, _said, _watched
 from rescope.events import warn_when_slow
 
@@ -164,10 +164,22 @@ async def test_what_is_released_is_not_the_beginning_of_more(said: Said) -> None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(handle.aclose)
         line, *_ = await said.count(1)
-        assert line.endswith(" s so far (scope 'service')")
         slow.go.set()
+        assert line.endswith(" s so far (scope 'service')")
     assert scope.size == 1
     scope.detach(scope.resources[0])
+
+
+async def test_says_so_of_what_no_scope_holds(said: Said) -> None:
+    """A handle that is closed by its owner is named alone."""
+    slow = Slow()
+    handle = Resource("x", slow.aclose, name="lonely")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(handle.aclose)
+        line, *_ = await said.count(1)
+        slow.go.set()
+        assert line.startswith("closing lonely takes long: ")
+        assert line.endswith(" s so far")
 
 
 async def test_begins_anew_with_the_next_one(said: Said) -> None:

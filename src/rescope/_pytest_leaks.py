@@ -178,7 +178,7 @@ class LeakWatch:
 def _importing() -> bool:
     """Tell whether a module is being imported, by the test or by what calls it: what it makes is there to stay."""
     frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__") != "pluggy._callers":
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith("pluggy."):
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True
         frame = frame.f_back

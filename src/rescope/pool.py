@@ -179,7 +179,7 @@ class KeyedPool(Generic[K, V]):
         did not ask for. A cancellation ends the waiting; where nobody waits any more, it ends the opening too.
 
         Raises `TypeError` for a key that is not hashable; `ScopeClosedError`, on entering, when the pool is closed;
-        `RuntimeError` where `open` or `validate` asks for the very key they are at.
+        `RuntimeError` where `open` or `validate` asks for the very key they are at, or for one that waits for that.
         """
         try:
             hash(key)
@@ -191,7 +191,8 @@ class KeyedPool(Generic[K, V]):
     def discard(self, key: K) -> None:
         """Let the next who asks for that key get a new value; the old one closes when its last user leaves.
 
-        For what is known to be broken or out of date. A key that is not there is nothing to do.
+        For what is known to be broken or out of date. A key that is not there is nothing to do. It may be called from a
+        callback of the event loop, as clients do where a connection is lost.
         """
         entry = self._entries.get(key)
         if entry is not None and not entry.leaving:
@@ -224,10 +225,10 @@ class KeyedPool(Generic[K, V]):
     async def aclose(self) -> None:
         """Close all, at once, also what is in use: nobody is waited for. Closing twice closes once.
 
-        What is being opened is cancelled, and those who wait for it get a `ScopeClosedError`. All of it, and each, has
-        the seconds of `grace`, or what the scope that holds the pool has left, if that is less; what is not closed by
-        then is cancelled and forced. Raises `ResourceCleanupError` to the caller that closes. A cancellation waits
-        until all is closed, then it is raised.
+        What is being opened is cancelled, and those who wait for it get a `ScopeClosedError`; an `open` that closes its
+        own pool is cancelled too, and not waited for. All of it, and each, has the seconds of `grace`, or what the scope
+        that holds the pool has left, if that is less; what is not closed by then is cancelled and forced. Raises
+        `ResourceCleanupError` to the caller that closes. A cancellation waits until all is closed, then it is raised.
         """
         if self._scope.state == "open":
             self._begin_to_close()
@@ -302,7 +303,7 @@ class KeyedPool(Generic[K, V]):
 
     def _rest(self, entry: Entry[K]) -> None:
         """Keep what nobody claims for a while, or close it."""
-        if entry.retired or self._idle_time == 0:
+        if entry.retired or entry.dead or self._idle_time == 0:
             self._close(entry)
             return
         entry.since = entry.on.now()

@@ -6,8 +6,8 @@ A run is in one of these states, and a signal takes it from one to the next:
 - **running**: main runs. The first signal cancels it, once.
 - **stopping**: main unwinds. It has half of the grace to end; then its scope is closed over its head, by a supervisor,
   with what is left. If it closes already when the signal comes, nothing is cancelled: the time runs, that is all.
-- **forcing**, after the second signal: what is closing has 50 ms more, and so has each that follows, before it is out
-  of time; main is cancelled again, which reaches the exits of entered managers.
+- **forcing**, after the second signal, or when the grace is over: what is closing has 50 ms more, and so has each that
+  follows, before it is out of time; main is cancelled again, which reaches the exits of entered managers.
 - **gone**: a third signal ends the process on the spot. So does a watchdog thread, a second after the grace is over or
   after the second signal, however blocked the loop is.
 
@@ -29,6 +29,7 @@ from rescope._flight import raise_unchanged
 from rescope._result import Err
 from rescope._runner.root import Root
 from rescope._runner.stop import Stop
+from rescope._runner.threads import busy_threads
 from rescope._with_scope import _body, _run
 
 if TYPE_CHECKING:
@@ -84,9 +85,16 @@ def run(
 
     stop = Stop(grace)
     live = partial(_live, stop, main, args, partial(Root, label, grace=grace, on_event=on_event))
+    threads = set(threading.enumerate())
     try:
         stop.listen(numbers)
-        _run_on(backend, stop, live)
+        left = _run_on(backend, stop, live)
+        busy = busy_threads(stop, threads)
+        if stop.first is not None:
+            left += busy
+        if left:
+            stop.leave(left)
+        stop.tell()
     finally:
         stop.quit()
     verdict = stop.verdict()
@@ -119,20 +127,19 @@ async def _live(
     stop.value = value
 
 
-def _run_on(backend: str, stop: Stop, live: Callable[[], Awaitable[None]]) -> None:
+def _run_on(backend: str, stop: Stop, live: Callable[[], Awaitable[None]]) -> list[str]:
+    """Run it; give the names of what did not end."""
     if backend == "trio":
         from rescope._runner import trio
 
-        trio.run(stop, live)
-        return
+        return trio.run(stop, live)
     from rescope._runner import asyncio
 
     if backend == "uvloop":
         import uvloop
 
-        asyncio.run(stop, live, uvloop.new_event_loop)
-    else:
-        asyncio.run(stop, live)
+        return asyncio.run(stop, live, uvloop.new_event_loop)
+    return asyncio.run(stop, live)
 
 
 def _check_signals(signals: Iterable[int]) -> list[int]:

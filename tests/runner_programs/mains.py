@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 
 import anyio
@@ -170,6 +172,47 @@ async def blocked_executor(scope: Scope) -> None:
 
 
 @program
+async def stuck_thread(scope: Scope) -> None:
+    """A thread of its own, for which Python would wait at its end."""
+    threading.Thread(target=time.sleep, args=(60,), name="stuck").start()
+    hold(scope, "a")
+    say("up")
+    await anyio.sleep_forever()
+
+
+POOLS: list[ProcessPoolExecutor | ThreadPoolExecutor] = []
+
+
+@program
+async def idle_executors(scope: Scope) -> None:
+    """Executors that a library keeps for ever, with nothing to do: Python ends them at its own end."""
+    for pool in (ProcessPoolExecutor(1), ThreadPoolExecutor(1)):
+        POOLS.append(pool)
+        pool.submit(int).result()
+    hold(scope, "a")
+    say("up")
+    await anyio.sleep_forever()
+
+
+@program
+async def blocking_log(scope: Scope) -> None:
+    """An error of the cleanup's can't be logged, as the handler blocks."""
+
+    class Handler(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            say("logs")
+            time.sleep(60)
+
+    def fail() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise OSError("disk full")
+
+    logging.getLogger("rescope").addHandler(Handler(logging.ERROR))
+    hold(scope, "a")
+    scope.defer(fail)
+
+
+@program
 async def stubborn_body(scope: Scope) -> None:
     hold(scope, "a")
     scope.on_error(say, "rolled back")
@@ -194,7 +237,7 @@ async def telling_body(scope: Scope) -> None:
     seen = 0
     while scope.state == "open":
         time.sleep(0.01)  # noqa: ASYNC251 (it is to block)
-        come = (scope._stop.first is not None) + scope._stop.forced  # type: ignore[attr-defined]
+        come = (scope._stop.first is not None) + (scope._stop.forced is not None)  # type: ignore[attr-defined]
         if come > seen:
             seen = come
             say("signal", seen)

@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import threading
 from contextlib import contextmanager
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from rescope._backends.asyncio import Job
 from rescope._budget import MOMENT
 from rescope._held import Held
-from rescope._runner.stop import PATIENCE
+from rescope._runner.stop import GLANCE, PATIENCE, seconds_from_now
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
 
 _JOBS = {Job.keep.__code__, Held._batch.__code__}
 """What runs in a job: a close, which is not cancelled with the task that waits for it."""
-
-_GLANCE = 0.05
-"""Seconds between two looks at what is left, which a signal may have made less."""
 
 
 class Run:
@@ -43,15 +38,15 @@ class Run:
         self.main: asyncio.Task[None] | None = None
         self.overdue: asyncio.Future[None] = loop.create_future()
         self.left: set[asyncio.Task[Any]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []
 
     def drive(self) -> None:
-        """Run it to its end, through what stops a loop halfway: an exit or interrupt outside of main."""
+        """Run it to its end, through what stops a loop halfway: an exit or interrupt outside of main, `loop.stop()`."""
         supervisor = self.loop.create_task(self._supervise(), name="rescope supervisor")
         while not supervisor.done():
             try:
                 self.loop.run_until_complete(supervisor)
-            except (SystemExit, KeyboardInterrupt) as exc:
+            except (SystemExit, KeyboardInterrupt, RuntimeError) as exc:
                 self.stop.escaped(exc)
                 self.heed()
 
@@ -62,8 +57,8 @@ class Run:
             await asyncio.wait({self.main, self.overdue}, return_when=asyncio.FIRST_COMPLETED)
             if self.overdue.done():
                 await self.stop.close_over()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
         await self._see_off()
 
     async def _keep(self) -> None:
@@ -80,10 +75,15 @@ class Run:
         if self.stop.forced:
             self.main.cancel()
             self._give_up()
-        elif self._timer is None:
-            self._timer = self.loop.call_later((self.stop.left() or 0.0) / 2, self._give_up)
+        elif not self._timers:
+            left = self.stop.left() or 0.0
+            self._timers = [self.loop.call_later(left / 2, self._give_up), self.loop.call_later(left, self._force)]
             if not self.stop.ended:
                 self.main.cancel()
+
+    def _force(self) -> None:
+        self.stop.force("the grace is over")
+        self.heed()
 
     def _give_up(self) -> None:
         """Wait for main no longer, unless it closes its scope."""
@@ -95,10 +95,10 @@ class Run:
         self.stop.begin()
         strays = {task for task in self._others() if task is not self.main and not _is_job(task)}
         await self._end(strays, self.stop.left)
-        await self._end({task for task in self._others() if task is self.main}, _seconds(PATIENCE))
+        await self._end({task for task in self._others() if task is self.main}, seconds_from_now(PATIENCE))
         generators = self.loop.create_task(self.loop.shutdown_asyncgens(), name="async generators")
         await self._wait({generators}, self.stop.left)
-        await self._end(self._others(), _seconds(MOMENT))
+        await self._end(self._others(), seconds_from_now(MOMENT))
         self.left = self._others()
 
     @staticmethod
@@ -113,15 +113,9 @@ class Run:
     @staticmethod
     async def _wait(tasks: set[asyncio.Task[Any]], left: Callable[[], float | None]) -> None:
         """Wait for tasks, at least a moment."""
-        moment = _seconds(MOMENT)
+        moment = seconds_from_now(MOMENT)
         while tasks and (seconds := max(left() or 0.0, moment())) > 0:
-            _, tasks = await asyncio.wait(tasks, timeout=min(seconds, _GLANCE))
-
-
-def _seconds(seconds: float) -> Callable[[], float]:
-    """Give what tells how much is left of so many seconds."""
-    until = monotonic() + seconds
-    return lambda: until - monotonic()
+            _, tasks = await asyncio.wait(tasks, timeout=min(seconds, GLANCE))
 
 
 def _is_job(task: asyncio.Task[Any]) -> bool:
@@ -132,9 +126,8 @@ def run(
     stop: Stop,
     live: Callable[[], Awaitable[None]],
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
-) -> None:
-    """Run it; end the process where something is left after a signal that would keep it from ending."""
-    threads = set(threading.enumerate())
+) -> list[str]:
+    """Run it; give the names of the tasks that did not end."""
     loop = new_loop()
     try:
         asyncio.set_event_loop(loop)
@@ -144,12 +137,9 @@ def run(
     finally:
         asyncio.set_event_loop(None)
         loop.close()
-    busy = _busy(stop, threads)
-    names = [*sorted(map(_name_of, run.left)), *(busy if stop.first is not None else [])]
     for task in run.left:
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is told here
-    if names:
-        stop.leave(names)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is told by name
+    return sorted(map(_name_of, run.left))
 
 
 @contextmanager
@@ -173,17 +163,6 @@ def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Generator[None]:
         finally:
             signal.set_wakeup_fd(before)
             loop.remove_reader(reader)
-
-
-def _busy(stop: Stop, before: set[threading.Thread]) -> list[str]:
-    """Name the threads of this run for which Python would wait at its end; idle ones end with the loop."""
-    moment = _seconds(MOMENT)
-    while True:
-        busy = [one for one in threading.enumerate() if one not in before and not one.daemon]
-        seconds = max(moment(), (stop.left() or 0.0) if stop.first is not None else 0.0)
-        if not busy or seconds <= 0:
-            return [f"thread {one.name}" for one in busy]
-        busy[0].join(min(seconds, _GLANCE))
 
 
 def _name_of(task: asyncio.Task[Any]) -> str:

@@ -38,6 +38,9 @@ PATIENCE = 0.3
 FAREWELL = 0.5
 """Seconds for the last log line and for flushing, where a stuck pipe may hold them up."""
 
+GLANCE = 0.05
+"""Seconds between two looks at what is left, which a signal may have made less."""
+
 CENTURY = 100 * 365 * 86400.0
 """As good as no bound, and short enough for every timer."""
 
@@ -54,12 +57,13 @@ class Stop:
         self.error: BaseException | None = None
         self.exit: BaseException | None = None
         self.first: int | None = None
-        self.forced = False
+        self.forced: str | None = None  # why
         self.wake: Callable[[], object] = int
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
         self._signals = itertools.count(1)  # counts in one step, whatever interrupts it
         self._told = 0
+        self._told_error = False
         self._over = False
         self._news: SimpleQueue[None] = SimpleQueue()
         self._watchdog: Thread | None = None
@@ -70,11 +74,14 @@ class Stop:
             self._before[signum] = signal.signal(signum, self._receive) or signal.SIG_DFL
 
     def quit(self) -> None:
-        """Leave signals to those who had them before, and end the watchdog."""
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+        """End the watchdog, and leave signals to those who had them before.
+
+        In this order: a `KeyboardInterrupt` may come as soon as Ctrl-C is Python's again.
+        """
         self._over = True
         self._news.put(None)
+        for signum in sorted(self._before, key=signal.SIGINT.__eq__):
+            signal.signal(signum, self._before[signum])
         if self._watchdog is not None and self._watchdog.is_alive():
             self._watchdog.join()
         self.tell()
@@ -88,13 +95,17 @@ class Stop:
             self.first = signum
             self.begin()
         elif count == 2:  # noqa: PLR2004 (the second)
-            self.forced = True
-            self.deadline = monotonic()
+            self.force("a second signal")
         else:
             os._exit(128 + (self.first or signum))
         self.watch()
         with suppress(RuntimeError):  # the loop is gone
             self.wake()
+
+    def force(self, why: str) -> None:
+        """Leave next to no time to what still closes, and no more than there was."""
+        self.forced = self.forced or why
+        self.deadline = min(self.deadline, monotonic())
 
     @property
     def begun(self) -> bool:
@@ -138,7 +149,7 @@ class Stop:
         return None if self.deadline == math.inf else max(0.0, self.deadline - monotonic())
 
     def tell(self) -> None:
-        """Log what signals came, each once."""
+        """Log what signals came, and what `run` will not raise because of them, each once."""
         import logging
 
         logger = logging.getLogger("rescope")
@@ -148,7 +159,12 @@ class Stop:
             logger.info("%s: stopping%s", signal_name(self.first), within)
         if self.forced and self._told == 1:
             self._told = 2
-            logger.warning("a second signal: what still closes is forced")
+            logger.warning("%s: what still closes is forced", self.forced)
+        verdict = self.verdict()
+        if isinstance(self.error, ResourceCleanupError) and verdict is not self.error and not self._told_error:
+            self._told_error = True
+            because = type(verdict).__name__ if self.first is None else signal_name(self.first)
+            log(f"{self.error.message} (not raised, because of a {because})")
 
     def watch(self) -> None:
         """Let the watchdog know that there is a deadline, or a sooner one.
@@ -167,15 +183,13 @@ class Stop:
             try:
                 self._news.get(timeout=max(0.0, self.deadline + SLACK - monotonic()))
             except Empty:
-                self.end_hard(f"not ended after {self.grace:g} s" if not self.forced else "not ended by force")
+                self.end_hard("not ended by force" if self.forced else f"not ended after {self.grace:g} s")
 
     def verdict(self) -> BaseException | None:
         """Give what `run` raises: what main raised of its own, else an exit for the signal that stopped it."""
         error = self.exit or self.error
         if self.first is None or (error is not None and not _of_the_stop(error)):
             return error
-        if isinstance(error, ResourceCleanupError):
-            log(f"{error.message} (not raised, because of a {signal_name(self.first)})")
         return SystemExit(128 + self.first)
 
     def leave(self, names: list[str]) -> None:
@@ -225,6 +239,12 @@ def _of_the_stop(error: BaseException) -> bool:
     if isinstance(error, ResourceCleanupError):
         return error.__cause__ is None or _of_the_stop(error.__cause__)
     return isinstance(error, CancelledError)
+
+
+def seconds_from_now(seconds: float) -> Callable[[], float]:
+    """Give what tells how much is left of so many seconds."""
+    until = monotonic() + seconds
+    return lambda: until - monotonic()
 
 
 def exit_code(verdict: BaseException | None) -> int:

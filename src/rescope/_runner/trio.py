@@ -56,6 +56,7 @@ class Run:
         if self.patience is None and not self.gone.is_set():
             self.patience = trio.Event()
             spawn_system_task(self._wait_for_body, self.patience)
+            spawn_system_task(self._force_in_time)
 
     async def _wait_for_body(self, done: trio.Event) -> None:
         """Have the scope closed over the body's head if it takes too long; then end, as `trio.run` would not."""
@@ -69,7 +70,15 @@ class Run:
                 self.stop.leave(["main"])
         done.set()
 
+    async def _force_in_time(self) -> None:
+        with trio.move_on_after(self.stop.left() or 0.0):
+            await self.gone.wait()
+        if not self.gone.is_set():
+            self.stop.force("the grace is over")
+            self.heed()
 
-def run(stop: Stop, live: Callable[[], Awaitable[None]]) -> None:
-    """Run it."""
+
+def run(stop: Stop, live: Callable[[], Awaitable[None]]) -> list[str]:
+    """Run it; nothing is left, as `trio.run` waits for all of its tasks."""
     trio.run(Run(stop, live).main)
+    return []
