@@ -59,9 +59,10 @@ def run(
     """Run `await main(scope, *args)` in a root scope, and give what it returns.
 
     The first of the `signals` cancels main, which then has `grace` seconds, counted from that signal, to unwind: half
-    of them for its body at most, what is left for its closers. A second signal leaves 50 ms to each close that is under
-    way or to come, a third ends the process at once. Where main ends by itself, its closers have `grace` seconds from
-    there. `None` is no bound. `name`, by default main's, and `on_event` are the scope's.
+    of them for its body at most, what is left for its closers. A second signal, or the end of that time, leaves 50 ms
+    to each close that is under way or to come; a third signal ends the process at once. Where main ends by itself, its
+    closers have `grace` seconds from there. `None` is no bound. `name`, by default main's, and `on_event` are the
+    scope's.
 
     A signal ends in `SystemExit(128 + number)`, as a shell would have it, also where main caught the cancellation.
     What main raises of its own is raised as it is, and so is a `ResourceCleanupError`, unless all that went wrong is

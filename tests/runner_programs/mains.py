@@ -199,8 +199,8 @@ async def blocking_log(scope: Scope) -> None:
     """An error of the cleanup's can't be logged, as the handler blocks."""
 
     class Handler(logging.Handler):
-        def emit(self, _: logging.LogRecord) -> None:
-            say("logs")
+        def emit(self, record: logging.LogRecord) -> None:
+            say("logs", record.levelname)
             time.sleep(60)
 
     def fail() -> None:

@@ -157,7 +157,7 @@ class Stop:
             self._told = 1
             within = "" if self.grace == CENTURY else f", {self.grace:g} s"
             logger.info("%s: stopping%s", signal_name(self.first), within)
-        if self.forced and self._told == 1:
+        if self.forced and self._told != 2:  # noqa: PLR2004 (the second)
             self._told = 2
             logger.warning("%s: what still closes is forced", self.forced)
         verdict = self.verdict()
