@@ -1343,6 +1343,18 @@ async def test_a_discarded_one_that_fails_to_open_is_forgotten() -> None:
             assert await use(pool, "a") is second
 
 
+async def test_a_closer_may_discard_the_key_that_takes_its_place() -> None:
+    """The closing for the limit begins within the asking for another key: that is claimed by then, and stays."""
+
+    def open_now(scope: Scope, key: str) -> str:
+        scope.defer(lambda: pool.discard("b"))
+        return key
+
+    async with KeyedPool(open_now, limit=1) as pool:
+        await use(pool, "a")
+        assert await use(pool, "b") == "b"
+
+
 # Closing
 
 

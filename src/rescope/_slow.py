@@ -89,11 +89,10 @@ def _say(closing: Watched, resource: Any, elapsed: float) -> None:
         return
     from logging import getLogger
 
-    where = ""
-    scope = closing.scope or closing.holder
-    if scope is not None:
-        more = 0 if closing.scope is None else scope.size  # what is closed out of turn is in a scope that stays open
-        where = f" ({scope._label()}" + (f", {more} more to close)" if more else ")")
-        while (scope := scope._parent()) is not None:
-            where = f"{where[:-1]} in {scope._label()})"
+    from rescope._closing import line_of
+
+    where = " in ".join(scope._label() for scope in line_of(closing.scope or closing.holder))
+    more = 0 if closing.scope is None else closing.scope.size  # what is closed out of turn is in one that stays open
+    if where:
+        where = f" ({where}, {more} more to close)" if more else f" ({where})"
     getLogger("rescope").warning("closing %s takes long: %.3g s so far%s", resource.name, elapsed, where)

@@ -226,8 +226,8 @@ class KeyedPool(Generic[K, V]):
         """Close all, at once, also what is in use: nobody is waited for. Closing twice closes once.
 
         What is being opened is cancelled, and those who wait for it get a `ScopeClosedError`; an `open` that closes its
-        own pool is cancelled too, and not waited for. All of it, and each, has the seconds of `grace`, or what the scope
-        that holds the pool has left, if that is less; what is not closed by then is cancelled and forced. Raises
+        own pool is cancelled too, and not waited for. All of it, and each, has the seconds of `grace`, or what is left
+        to the scope that holds the pool, if that is less; what is not closed by then is cancelled and forced. Raises
         `ResourceCleanupError` to the caller that closes. A cancellation waits until all is closed, then it is raised.
         """
         if self._scope.state == "open":
@@ -269,6 +269,7 @@ class KeyedPool(Generic[K, V]):
             entry.claims += 1
             self._idle.pop(entry, None)
             try:
+                self._trim()
                 ready = await self._ready(entry)
             except BaseException:
                 self._give_up(entry)
@@ -323,7 +324,6 @@ class KeyedPool(Generic[K, V]):
             raise TypeError(msg)
         entry = self._entries[key] = Entry(key, self._scope.child(name, grace=self._grace), backend())
         self._live.add(entry)
-        self._trim()
         return entry
 
     async def _opening(self, entry: Entry[K]) -> None:
