@@ -78,7 +78,7 @@ class Entered(Resource[T]):
         places = held.places
         task = backend().current_task()
         token = held.token = begin_within(held)
-        calm = watch(held)
+        watch(held)
         try:
             while places:
                 handle: Any = places.pop()
@@ -104,7 +104,7 @@ class Entered(Resource[T]):
                 else:
                     end(handle)
         finally:
-            unwatch(held, calm)
+            unwatch(held)
             end_within(token)
 
     async def _leave(self, unwinding: Unwinding, closing: Closing) -> None:

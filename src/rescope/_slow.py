@@ -1,7 +1,8 @@
 """Saying that a close takes long, while it does.
 
 Whoever waits for a close has it watched for as long. On asyncio all that are watched share one timer: to set one for
-each would cost more than most closes do.
+each would cost more than most closes do. On trio there is no timer but a task, which would be seen, so those who wait
+for a job look in between; the exit of an entered manager is nobody's wait.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from rescope._backends import backend
 from rescope._closer import check_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rescope._closing import Closing
     from rescope._held import Held
 
@@ -32,7 +31,7 @@ def warn_when_slow(after: float | None) -> None:
 
     The WARNING goes to the logger `rescope`, and names what is still closing; it comes again after twice as long, four
     times as long, and so on. This is for the whole process, and for closes that begin from now on. A sync closer that
-    blocks, blocks the warning too.
+    blocks, blocks the warning too; and on trio, entered managers are not warned of.
     """
     if after is not None:
         check_seconds(after, "after")
@@ -47,19 +46,16 @@ _said: dict[int, tuple[Any, float]] = {}
 """For a watched close the resource of which it was said, and at how many seconds it is to be said again."""
 
 
-def watch(closing: Watched) -> Callable[[], object] | None:
-    """Watch a close from now on, until `unwatch` is called with it and what this gives."""
-    if Settings.after is None:
-        return None
-    _watched[id(closing)] = closing
-    return backend().alarm(Settings.after, _look)
+def watch(closing: Watched) -> None:
+    """Watch a close from now on, until `unwatch`."""
+    if Settings.after is not None:
+        _watched[id(closing)] = closing
+        backend().alarm(Settings.after, _look)
 
 
-def unwatch(closing: Watched, calm: Callable[[], object] | None) -> None:
+def unwatch(closing: Watched) -> None:
     """Watch it no longer."""
     _watched.pop(id(closing), None)
-    if calm is not None:
-        calm()
 
 
 def _look() -> float | None:

@@ -182,12 +182,12 @@ class Unwinding(Closing):
 
     async def finish(self, closing: Closing, rest: Awaitable[None]) -> None:
         """Await the rest of one close."""
-        calm = watch(closing)
+        watch(closing)
         try:
             await rest
         except BaseException as exc:
             self.failed(closing.resource, exc, closing.elapsed())
-        unwatch(closing, calm)
+        unwatch(closing)
         self.closed(closing)
 
     def closed(self, closing: Closing) -> None:
@@ -290,11 +290,11 @@ async def close_straight(held: Held, flight: Flight) -> None:
     before = None
     while held.left is None or held.job is not None:
         if held.job is not None:
-            calm = watch(held)
+            watch(held)
             try:
                 await backend().finish(held.job, flight)
             finally:
-                unwatch(held, calm)
+                unwatch(held)
             held.job = None  # its task knows the closing, by its context
         elif not places or len(places) == before:
             break

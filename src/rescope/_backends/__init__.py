@@ -80,12 +80,11 @@ class Backend(Protocol):
         """Give what tells `pressure()` of this task, for one who asks often."""
         ...
 
-    def alarm(self, seconds: float, ring: Callable[[], float | None], /) -> Callable[[], object] | None:
-        """Call `ring` after so many seconds, and again after as many as it gives.
+    def alarm(self, seconds: float, ring: Callable[[], float | None], /) -> None:
+        """Call `ring` after so many seconds, and again later, until it gives `None`.
 
-        Gives what ends that, where it does not end when `ring` gives `None`; it may be one alarm for all who ask.
+        It may be one alarm for all who ask; and it may ring only while somebody waits in `finish`.
         """
-        ...
 
     def scope_cancelled(self) -> bool:
         """Tell whether an anyio or trio scope around the current task is cancelled."""

@@ -87,19 +87,31 @@ def start(fn: Callable[[], Awaitable[object]], /) -> Job:
 launch = start
 
 
+class _Alarm:
+    """After how many seconds of waiting to ring, and then after twice as many, and so on."""
+
+    seconds = math.inf
+    ring: Callable[[], object] = staticmethod(int)
+
+
 async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> bool:
     if job.done:
         return True
-    deadline = math.inf if seconds is None else now() + seconds
+    begun = now()
+    deadline = math.inf if seconds is None else begun + seconds
+    pause = _Alarm.seconds
     if seconds == 0:  # the job has its first step; on asyncio it has had it by now
         await cancel_shielded_checkpoint()
         await cancel_shielded_checkpoint()
     while not job.done and now() < deadline:
         try:
-            with trio.CancelScope(shield=True, deadline=deadline):
+            with trio.CancelScope(shield=True, deadline=min(deadline, begun + pause)):
                 await job.ended.wait()
         except KeyboardInterrupt as exc:
             flight.interrupts += (exc,)
+        if not job.done and now() >= begun + pause:
+            _Alarm.ring()
+            pause *= 2
     try:
         await checkpoint_if_cancelled()
     except Cancelled as exc:
@@ -115,17 +127,9 @@ def pressure_gauge() -> Callable[[], float]:
     return scope_cancelled
 
 
-def alarm(seconds: float, ring: Callable[[], float | None], /) -> Callable[[], object]:
-    scope = trio.CancelScope()
-    spawn_system_task(_ring, scope, seconds, ring)
-    return scope.cancel
-
-
-async def _ring(scope: trio.CancelScope, seconds: float | None, ring: Callable[[], float | None]) -> None:
-    with scope:
-        while seconds is not None:
-            await trio.sleep(seconds)
-            seconds = ring()
+def alarm(seconds: float, ring: Callable[[], object], /) -> None:
+    """Let those who wait in `finish` look in between: a timer would be one more task, and trio has nothing less."""
+    _Alarm.seconds, _Alarm.ring = seconds, staticmethod(ring)
 
 
 def scope_cancelled() -> bool:
