@@ -88,10 +88,13 @@ launch = start
 
 
 class _Alarm:
-    """After how many seconds of waiting to ring, and then after twice as many, and so on."""
+    """What to call after so many seconds of waiting, and then after twice as many, and so on."""
 
     seconds = math.inf
-    ring: Callable[[], object] = staticmethod(int)
+    ring: Callable[[], object]
+
+
+_alarm = _Alarm()
 
 
 async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> bool:
@@ -99,7 +102,7 @@ async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> b
         return True
     begun = now()
     deadline = math.inf if seconds is None else begun + seconds
-    pause = _Alarm.seconds
+    pause = _alarm.seconds
     if seconds == 0:  # the job has its first step; on asyncio it has had it by now
         await cancel_shielded_checkpoint()
         await cancel_shielded_checkpoint()
@@ -110,7 +113,7 @@ async def finish(job: Job, flight: Flight, seconds: float | None = None, /) -> b
         except KeyboardInterrupt as exc:
             flight.interrupts += (exc,)
         if not job.done and now() >= begun + pause:
-            _Alarm.ring()
+            _alarm.ring()
             pause *= 2
     try:
         await checkpoint_if_cancelled()
@@ -129,7 +132,7 @@ def pressure_gauge() -> Callable[[], float]:
 
 def alarm(seconds: float, ring: Callable[[], object], /) -> None:
     """Let those who wait in `finish` look in between: a timer would be one more task, and trio has nothing less."""
-    _Alarm.seconds, _Alarm.ring = seconds, staticmethod(ring)
+    _alarm.seconds, _alarm.ring = seconds, ring
 
 
 def scope_cancelled() -> bool:
