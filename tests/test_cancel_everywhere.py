@@ -33,7 +33,7 @@ from rescope import (
     with_scope,
 )
 from rescope.testing import CancelReport, Ledger, cancel_everywhere
-from test_examples import load
+from running import load_example
 
 Program = Callable[[Ledger], Awaitable[object]]
 
@@ -942,7 +942,7 @@ async def enter_what_trio_has(ledger: Ledger) -> None:
 
 # The examples, at every point of their own: their threads and processes take time, which no turn of the loop brings on.
 
-example = functools.cache(load)
+example = functools.cache(load_example)
 
 
 def unsafely(connect: Callable[..., sqlite3.Connection]) -> Callable[..., sqlite3.Connection]:
@@ -959,7 +959,7 @@ def unsafely(connect: Callable[..., sqlite3.Connection]) -> Callable[..., sqlite
 
 @swept(turns=0)
 async def order_receipt(ledger: Ledger) -> None:
-    shops = example("order_receipt")
+    shops = example("order_receipt.py")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(shops.Shop, "connect", unsafely(shops.Shop.connect))
         shop = shops.Shop(Path(folder))
@@ -972,7 +972,7 @@ async def order_receipt(ledger: Ledger) -> None:
 
 @swept(turns=0)
 async def tenant_export(ledger: Ledger) -> None:
-    exports = example("tenant_export")
+    exports = example("tenant_export.py")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(exports, "connect", unsafely(exports.connect))
         folders = exports.Folders(Path(folder))
@@ -986,7 +986,7 @@ async def tenant_export(ledger: Ledger) -> None:
 
 @swept(turns=0)
 async def webhook(ledger: Ledger) -> None:
-    webhooks = example("webhook")
+    webhooks = example("webhook.py")
     with tempfile.TemporaryDirectory() as folder:
         desk = webhooks.Desk(Path(folder))
         try:

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
+from subprocess import CompletedProcess
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-BACKENDS = ["asyncio", *(["trio"] if importlib.util.find_spec("trio") else [])]
-
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+from running import every_backend, load_example, run_example
 
 
-def run(name: str, temporary: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run an example as a user would, with a folder of its own for temporary files."""
-    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
-    return subprocess.run(  # noqa: S603 (our own examples, run by our own interpreter)
-        [sys.executable, "-W", "error", str(EXAMPLES / name), *args],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | places,
-        timeout=60,
-        check=False,
-    )
-
-
-def load(name: str) -> ModuleType:
-    """Import an example."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look themselves up there
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[name]
-    return module
+def run(name: str, temporary: Path, *args: str) -> CompletedProcess[str]:
+    """Run an example with a folder of its own for temporary files."""
+    return run_example(name, *args, env=dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)))
 
 
 def without_times(text: str) -> list[str]:
@@ -125,7 +96,7 @@ def test_order_receipt_fails_when_a_receipt_is_missing(tmp_path: Path, temporary
 
 def test_disagreements_are_found(tmp_path: Path) -> None:
     """The check of `order_receipt` finds whatever is missing, too much, different, or left behind."""
-    example = load("order_receipt")
+    example = load_example("order_receipt.py")
     shop = example.Shop(tmp_path)
     assert example.disagreements(shop) == []
 
@@ -147,7 +118,7 @@ def test_disagreements_are_found(tmp_path: Path) -> None:
 
 async def test_a_commit_that_fails_leaves_no_receipt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where the body succeeds and the commit does not, the receipt goes too: database and bucket agree."""
-    example = load("order_receipt")
+    example = load_example("order_receipt.py")
     shop = example.Shop(tmp_path)
     reader = sqlite3.connect(shop.database)
     shop.connect = lambda: sqlite3.connect(shop.database, isolation_level=None, check_same_thread=False, timeout=0)
@@ -183,7 +154,7 @@ def test_tenant_export_runs(backend: str, temporary: Path) -> None:
 
 def test_what_an_export_leaves_behind_is_found(tmp_path: Path) -> None:
     """The check of `tenant_export` finds a directory, an open connection and half an archive."""
-    example = load("tenant_export")
+    example = load_example("tenant_export.py")
     folders = example.Folders(tmp_path)
     example.make_database(folders.databases / "acme.sqlite", 10)
     (folders.scratch / "forgotten").mkdir()
@@ -229,7 +200,7 @@ def test_webhook_runs(backend: str, temporary: Path) -> None:
 
 async def test_what_a_webhook_leaves_behind_is_found(tmp_path: Path) -> None:
     """The check of `webhook` finds a lock, a token file and a token that was not revoked."""
-    example = load("webhook")
+    example = load_example("webhook.py")
     desk = example.Desk(tmp_path)
     webhook = example.Webhook("wh-1", "acme", "{}")
     await desk.lock("acme")

@@ -6,12 +6,9 @@ import asyncio
 import contextlib
 import copy
 import gc
-import os
 import pickle
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -29,8 +26,8 @@ from rescope import ResourceCleanupError, Scope
 from rescope._version import __version__
 from rescope.events import ScopeEvent, ScopePath, tee
 from rescope.otel import Tracing
+from running import every_backend, run_example, run_python
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "tracing.py"
 SHORT = 0.01
 
 
@@ -621,27 +618,15 @@ def test_without_the_extra_the_import_says_what_to_install(monkeypatch: pytest.M
 def test_only_the_api_is_imported() -> None:
     """The SDK is the program's choice."""
     code = "import sys, rescope.otel; print([name for name in sys.modules if name.startswith('opentelemetry.sdk')])"
-    result = subprocess.run(  # noqa: S603 (our own code, run by our own interpreter)
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    result = run_python("-c", code)
 
-    assert result.stdout == "[]\n"
+    assert (result.returncode, result.stdout) == (0, "[]\n")
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@every_backend
 def test_the_example_runs(backend: str) -> None:
     """The program runs as it is, on both backends, and draws the spans as a tree."""
-    if backend == "trio":
-        pytest.importorskip("trio")
-    result = subprocess.run(  # noqa: S603 (our own example, run by our own interpreter)
-        [sys.executable, "-W", "error", str(EXAMPLE), "--backend", backend],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-        timeout=60,
-        check=False,
-    )
+    result = run_example("tracing.py", "--backend", backend)
 
     assert result.stderr == ""
     assert result.returncode == 0

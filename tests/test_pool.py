@@ -7,9 +7,6 @@ import contextlib
 import gc
 import logging
 import math
-import os
-import subprocess
-import sys
 import warnings
 import weakref
 from collections import Counter
@@ -17,7 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -31,8 +27,8 @@ from rescope._pool_errand import own
 from rescope.events import ScopeEvent
 from rescope.pool import KeyedPool
 from rescope.testing import Ledger, cancel_everywhere
+from running import every_backend, run_example
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "pool.py"
 SHORT = 0.01
 LONG = 60.0
 
@@ -981,6 +977,20 @@ async def good(connection: Connection) -> bool:
     return connection.good
 
 
+class Check:
+    """A check that says of each connection the same, when it is let go."""
+
+    def __init__(self, *, verdict: bool = True) -> None:
+        self.verdict = verdict
+        self.gate = anyio.Event()
+        self.asked: list[Connection] = []
+
+    async def of(self, connection: Connection) -> bool:
+        self.asked.append(connection)
+        await self.gate.wait()
+        return self.verdict
+
+
 async def test_validate_is_asked_on_reuse_only() -> None:
     """A value that was just opened is not checked; each later use is."""
     server = Server()
@@ -1001,22 +1011,15 @@ async def test_validate_is_asked_on_reuse_only() -> None:
 async def test_validate_is_asked_once_for_those_who_ask_at_the_same_time() -> None:
     """Five who ask while the check runs share its verdict."""
     server = Server()
-    gate = anyio.Event()
-    asked: list[Connection] = []
-
-    async def check(connection: Connection) -> bool:
-        asked.append(connection)
-        await gate.wait()
-        return True
-
+    check = Check()
     with anyio.fail_after(5):
-        async with KeyedPool(server.open, validate=check) as pool:
+        async with KeyedPool(server.open, validate=check.of) as pool:
             await use(pool, "a")
             async with users(pool, *"aaaaa") as (given, _):
                 await anyio.wait_all_tasks_blocked()
-                gate.set()
+                check.gate.set()
                 await anyio.wait_all_tasks_blocked()
-                assert (len(given), len(asked)) == (5, 1)
+                assert (len(given), len(check.asked)) == (5, 1)
 
 
 def raises(connection: Connection) -> bool:
@@ -1060,49 +1063,35 @@ async def test_those_who_use_a_failing_one_keep_it() -> None:
 async def test_a_check_that_nobody_waits_for_is_cancelled_and_says_nothing() -> None:
     """The value stays, and the next who asks has it checked again."""
     server = Server()
-    gate = anyio.Event()
-    asked: list[str] = []
-
-    async def check(connection: Connection) -> bool:
-        asked.append("check")
-        await gate.wait()
-        return True
-
+    check = Check()
     with anyio.fail_after(5):
-        async with KeyedPool(server.open, validate=check) as pool:
+        async with KeyedPool(server.open, validate=check.of) as pool:
             await use(pool, "a")
             with anyio.move_on_after(SHORT):
                 await use(pool, "a")
             await anyio.wait_all_tasks_blocked()
-            gate.set()
+            check.gate.set()
             assert await use(pool, "a") is server.made[0]
 
-    assert asked == ["check", "check"]
+    assert len(check.asked) == 2
 
 
 async def test_a_check_goes_on_for_those_who_still_wait() -> None:
     """One of two who wait is cancelled; the other gets the verdict of the same check."""
     server = Server()
-    gate = anyio.Event()
-    asked: list[str] = []
-
-    async def check(connection: Connection) -> bool:
-        asked.append("check")
-        await gate.wait()
-        return True
-
+    check = Check()
     with anyio.fail_after(5):
-        async with KeyedPool(server.open, validate=check) as pool:
+        async with KeyedPool(server.open, validate=check.of) as pool:
             await use(pool, "a")
             async with users(pool, "a") as (given, _):
                 await anyio.wait_all_tasks_blocked()
                 with anyio.move_on_after(SHORT):
                     await use(pool, "a")
-                gate.set()
+                check.gate.set()
                 await anyio.wait_all_tasks_blocked()
                 assert given == server.made
 
-    assert asked == ["check"]
+    assert len(check.asked) == 1
 
 
 @on_asyncio
@@ -1286,19 +1275,14 @@ async def test_one_that_is_discarded_while_it_opens_goes_to_those_who_waited() -
 async def test_one_that_is_discarded_while_it_is_checked_goes_to_nobody(verdict: bool) -> None:
     """Whatever the check says, those who waited for it are given another."""
     server = Server()
-    gate = anyio.Event()
-
-    async def check(connection: Connection) -> bool:
-        await gate.wait()
-        return verdict
-
+    check = Check(verdict=verdict)
     with anyio.fail_after(5):
-        async with KeyedPool(server.open, validate=check) as pool:
+        async with KeyedPool(server.open, validate=check.of) as pool:
             await use(pool, "a")
             async with users(pool, "a") as (given, _):
                 await anyio.wait_all_tasks_blocked()
                 pool.discard("a")
-                gate.set()
+                check.gate.set()
                 await server.made[0].closed.wait()
                 await anyio.wait_all_tasks_blocked()
                 assert given == [server.made[1]]
@@ -2325,20 +2309,10 @@ async def test_a_closer_that_returns_an_err_has_failed() -> None:
             await pool.aclose()
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@every_backend
 def test_the_example_runs(backend: str) -> None:
     """The program runs as it is, on both backends, and its claims hold."""
-    if backend == "trio":
-        pytest.importorskip("trio")
-    result = subprocess.run(  # noqa: S603 (our own example, run by our own interpreter)
-        [sys.executable, "-W", "error", str(EXAMPLE), "--backend", backend],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-        timeout=60,
-        check=False,
-    )
+    result = run_example("pool.py", "--backend", backend)
 
     assert result.stderr == ""
     assert result.returncode == 0

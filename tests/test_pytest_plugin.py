@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
 import sys
 import warnings
 from importlib import import_module
@@ -16,6 +15,7 @@ import pytest
 
 from rescope._registry import Registry
 from rescope._trace import Trace
+from running import run_example, run_python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -1128,18 +1128,13 @@ def test_plugin_needs_no_runner(pytester: pytest.Pytester) -> None:
             assert request.config.pluginmanager.has_plugin("rescope")
             assert not {"pytest_asyncio", "anyio.pytest_plugin", "trio"} & set(sys.modules)
     """)
-    command = [sys.executable, "-m", "pytest", "-q", *QUICK, "-p", "no:anyio", "-p", "no:asyncio"]
-    run = subprocess.run(  # noqa: S603 (our own interpreter)
-        command, cwd=pytester.path, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = ["-m", "pytest", "-q", *QUICK, "-p", "no:anyio", "-p", "no:asyncio"]
+    run = run_python(*command, cwd=pytester.path)
     assert "1 passed" in run.stdout, run.stdout
 
 
 def test_example_says_what_failed_and_what_was_left_open(tmp_path: Path) -> None:
     """The example runs as it is, and ends well as pytest said all that it should."""
-    example = Path(__file__).parent.parent / "examples" / "tests_with_scope.py"
-    run = subprocess.run(  # noqa: S603 (our own example, run by our own interpreter)
-        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
+    run = run_example("tests_with_scope.py", cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "left open: connection in scope 'client', registered at " in run.stdout

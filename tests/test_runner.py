@@ -27,6 +27,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
+import running
 from rescope import Err, Ok, ResourceCleanupError, Scope, runner
 from rescope._runner import stop as stop_room
 from rescope._runner.stop import Stop, exit_code, signal_name
@@ -388,17 +389,10 @@ def test_a_server_that_handles_signals_itself(start: Start, backend: str) -> Non
     assert program.end() == (143, ["answered", "served", "closed a"], "")
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "uvloop"])
+@running.every_backend
 def test_the_example(backend: str) -> None:
     """The example stops a service that holds orders in memory: lost without `run`, written with it."""
-    example = Path(__file__).parent.parent / "examples" / "service.py"
-    done = subprocess.run(  # noqa: S603 (our own example)
-        [sys.executable, "-W", "error", str(example), "--backend", backend],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = running.run_example("service.py", "--backend", backend)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "as it should be")
     assert re.findall("exit code (-?[0-9]+), ([0-9]) of 3", done.stdout) == [("-15", "0"), ("143", "3"), ("143", "3")]
 

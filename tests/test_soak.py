@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 import soak
 from conftest import BACKENDS
 from rescope import Scope
+from running import run_python
 from soak import Counted, Memory, Soaked
 
 SOAK = Path(__file__).with_name("soak.py")
@@ -19,13 +18,8 @@ SOAK = Path(__file__).with_name("soak.py")
 @pytest.mark.parametrize("backend", [param.id for param in BACKENDS])
 def test_many_resources_leave_nothing_behind(backend: str) -> None:
     """20,000 resources through 2,000 scopes leave no memory, no reference cycle, no task, and nothing open."""
-    done = subprocess.run(  # noqa: S603 (in a process of its own, no other test's garbage is counted)
-        [sys.executable, "-W", "error", str(SOAK), "--scopes", "2000", "--resources", "20000", "--backend", backend],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    options = ["--scopes", "2000", "--resources", "20000", "--backend", backend]
+    done = run_python("-W", "error", str(SOAK), *options)  # where no other test's garbage is counted
 
     assert done.stderr == ""
     assert done.stdout.startswith(f"{backend} on Python")

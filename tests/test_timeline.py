@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-import os
 import pickle
 import re
-import subprocess
 import sys
 import threading
 import xml.etree.ElementTree as ET
@@ -31,13 +28,12 @@ from rescope._timeline.spans import Span
 from rescope._timeline.tree import spans_of
 from rescope.events import EventKind, ScopeEvent, ScopePath, Timeline, tee
 from rescope.exceptions import cleanup_error
+from running import every_backend, run_example, run_python
 from strategies import examples
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "timeline.py"
-BACKENDS = ["asyncio", *(["trio"] if importlib.util.find_spec("trio") else [])]
 SVG = "{http://www.w3.org/2000/svg}"
 KINDS: list[EventKind] = [
     "opened",
@@ -208,7 +204,7 @@ def test_a_width_that_nothing_fits_in_is_refused(draw: Callable[[Timeline, int],
 def test_the_core_imports_no_drawing() -> None:
     """`import rescope` and making a timeline cost no import that only a drawing needs."""
     code = "import sys, rescope.events as e; e.Timeline(); print([m for m in sys.modules if '_timeline' in m])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    done = run_python("-c", code)
 
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
@@ -1240,19 +1236,11 @@ def test_what_can_be_no_callback_is_refused(callback: Any, message: str) -> None
 # The example
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_the_example_draws_what_happened(tmp_path: Path, backend: str) -> None:
     """The program prints its timeline, writes it, and finds in it what it did."""
     written = tmp_path / "timeline.svg"
-    done = subprocess.run(  # noqa: S603 (our own example, run by our own interpreter)
-        [sys.executable, "-W", "error", str(EXAMPLE), "--backend", backend, "--write", str(written)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
-        timeout=60,
-        check=False,
-    )
+    done = run_example("timeline.py", "--backend", backend, "--write", str(written))
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("all of it can be seen\n")

@@ -77,7 +77,7 @@ def _look_at(key: int, closing: Watched, after: float) -> float:
         due = 2 * max(due, elapsed)
         _said[key] = resource, due
         _say(closing, resource, elapsed)
-    return due - elapsed
+    return max(due - elapsed, after / 10)  # timers of a loop may ring a little early
 
 
 def _say(closing: Watched, resource: Any, elapsed: float) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 import anyio
 import pytest
 
-from conftest import ASYNCIO_ONLY  # pyright: ignore[reportAttributeAccessIssue]
+from clients.shared import on_asyncio
 from rescope import Scope
+from running import run_example
 
 aiosqlite = pytest.importorskip("aiosqlite")
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "aiosqlite_shutdown.py"
 SINCE_0_22 = tuple(int(part) for part in aiosqlite.__version__.split(".")[:2]) >= (0, 22)
 SLOW = "WITH RECURSIVE n(i) AS (SELECT begun() UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 """A query that calls the function `begun`, and then does not end by itself."""
@@ -47,8 +47,6 @@ finally:
         thread.join(1)  # one that has answered has not quite ended
     print("done,", threading.active_count() - 1, "threads to wait for", flush=True)
 """
-
-on_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
 
 
 def start(program: str) -> subprocess.Popen[str]:
@@ -319,8 +317,7 @@ def test_aiosqlite_needs_asyncio() -> None:
 
 def test_the_example_runs() -> None:
     """The example shows what hangs, what ends, and what has been committed."""
-    command = [sys.executable, "-W", "error", str(EXAMPLE)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    result = run_example("aiosqlite_shutdown.py")
     assert result.stderr == ""
     assert result.stdout.splitlines() == [
         "forgotten     did not end, and was killed",

@@ -3,65 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import anyio
 import pytest
-from examples.servers import connections, connections_left
 
-from conftest import ASYNCIO_ONLY  # pyright: ignore[reportAttributeAccessIssue]
+from clients.shared import Server, on_asyncio, on_trio
 from rescope import CloseTimeoutError, Err, ResourceCleanupError, Scope, with_scope
 from rescope.events import ScopeEvent
+from running import run_example
 
 asyncpg = pytest.importorskip("asyncpg")
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "asyncpg_pool.py"
 BEFORE_0_32 = tuple(int(part) for part in asyncpg.__version__.split(".")[:2]) < (0, 32)
 
-on_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
-on_trio = pytest.mark.parametrize(
-    "anyio_backend",
-    [pytest.param("trio", marks=pytest.mark.skipif(not importlib.util.find_spec("trio"), reason="needs trio"))],
-)
 
-
-class Server:
-    """The server, and the name under which a test connects to it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.name = f"rescope-{uuid4().hex}"
+class Postgres(Server):
+    """The server, and how a test connects to it."""
 
     def pool(self, size: int = 1, settings: dict[str, str] | None = None, **options: Any) -> Any:
         """Make a pool that opens that many connections as it is awaited."""
         settings = {"application_name": self.name} | (settings or {})
         return asyncpg.create_pool(self.url, min_size=size, max_size=size, server_settings=settings, **options)
 
-    async def connections(self) -> list[str]:
-        return await connections(self.url, self.name)
-
-    async def left(self) -> list[str]:
-        return await connections_left(self.url, self.name)
-
-    async def becomes(self, expected: list[str]) -> None:
-        """Wait until its connections are as expected, for up to 5 seconds."""
-        for _ in range(500):
-            if await self.connections() == expected:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(await self.connections())
-
 
 @pytest.fixture
-def server(postgres_url: str) -> Server:
+def server(postgres_url: str) -> Postgres:
     """A server to which nobody is connected yet under the name that it gives."""
-    return Server(postgres_url)
+    return Postgres(postgres_url)
 
 
 @pytest.fixture
@@ -90,7 +61,7 @@ async def cancelled(task: asyncio.Task[Any]) -> bool:
 
 
 @on_asyncio
-async def test_a_pool_waits_for_a_connection_that_does_not_come_back(server: Server) -> None:
+async def test_a_pool_waits_for_a_connection_that_does_not_come_back(server: Postgres) -> None:
     """Without a scope: `pool.close()` waits until the last connection has come back, however long that takes."""
     pool = await server.pool(2)
     connection = await pool.acquire()
@@ -107,7 +78,7 @@ async def test_a_pool_waits_for_a_connection_that_does_not_come_back(server: Ser
 
 
 @on_asyncio
-async def test_a_scope_forces_a_pool_whose_connection_does_not_come_back(server: Server) -> None:
+async def test_a_scope_forces_a_pool_whose_connection_does_not_come_back(server: Postgres) -> None:
     """With a scope: closed in time, by force, and reported; what was opened before it is closed all the same."""
     events: list[ScopeEvent] = []
     closed: list[str] = []
@@ -128,7 +99,7 @@ async def test_a_scope_forces_a_pool_whose_connection_does_not_come_back(server:
 
 
 @on_asyncio
-async def test_the_grace_of_a_scope_bounds_a_pool(server: Server) -> None:
+async def test_the_grace_of_a_scope_bounds_a_pool(server: Postgres) -> None:
     """With a scope: where the pool has no time of its own, the grace of the scope forces it."""
     forced = []
     scope = Scope(grace=0.05)
@@ -147,7 +118,7 @@ async def test_the_grace_of_a_scope_bounds_a_pool(server: Server) -> None:
 
 
 @on_asyncio
-async def test_who_kept_the_connection_is_told(server: Server) -> None:
+async def test_who_kept_the_connection_is_told(server: Postgres) -> None:
     """With a scope: the task that kept a connection fails at its next query, with an error that says why."""
     scope = Scope()
     pool = await server.pool()
@@ -163,7 +134,7 @@ async def test_who_kept_the_connection_is_told(server: Server) -> None:
 
 @on_asyncio
 @pytest.mark.parametrize("interval", ["0", "50ms"])
-async def test_the_server_goes_on_with_a_query_whose_client_is_gone(server: Server, interval: str) -> None:
+async def test_the_server_goes_on_with_a_query_whose_client_is_gone(server: Postgres, interval: str) -> None:
     """Terminating drops the socket; the query ends once the server looks, each `client_connection_check_interval`."""
     scope = Scope()
     pool = await server.pool(settings={"client_connection_check_interval": interval})
@@ -182,7 +153,7 @@ async def test_the_server_goes_on_with_a_query_whose_client_is_gone(server: Serv
     assert await server.left() == []
 
 
-async def end_by_the_server(server: Server) -> None:
+async def end_by_the_server(server: Postgres) -> None:
     admin = await asyncpg.connect(server.url)
     await admin.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1", server.name
@@ -201,7 +172,7 @@ async def work(pool: Any, ledger: str, begun: asyncio.Event, go_on: asyncio.Even
 
 
 @on_asyncio
-async def test_a_close_that_is_cancelled_fails_the_work_that_it_waited_for(server: Server, ledger: str) -> None:
+async def test_a_close_that_is_cancelled_fails_the_work_that_it_waited_for(server: Postgres, ledger: str) -> None:
     """Without a scope: a cancelled `pool.close()` terminates, and a transaction that was about to commit is lost."""
     begun, go_on = asyncio.Event(), asyncio.Event()
     pool = await server.pool(2)
@@ -217,7 +188,7 @@ async def test_a_close_that_is_cancelled_fails_the_work_that_it_waited_for(serve
 
 
 @on_asyncio
-async def test_a_scope_waits_for_the_work_although_it_is_cancelled(server: Server, ledger: str) -> None:
+async def test_a_scope_waits_for_the_work_although_it_is_cancelled(server: Postgres, ledger: str) -> None:
     """With a scope: the pool closes to its end, the worker commits, and then the cancellation is raised."""
     begun, go_on = asyncio.Event(), asyncio.Event()
     scope = Scope()
@@ -239,7 +210,7 @@ async def test_a_scope_waits_for_the_work_although_it_is_cancelled(server: Serve
     assert await server.left() == []
 
 
-async def entries(server: Server, ledger: str) -> list[str]:
+async def entries(server: Postgres, ledger: str) -> list[str]:
     connection = await asyncpg.connect(server.url)
     try:
         return [row["entry"] for row in await connection.fetch(f"SELECT entry FROM {ledger}")]  # noqa: S608
@@ -265,7 +236,7 @@ class SlowStart:
 
 
 @on_asyncio
-async def test_a_pool_whose_start_is_cancelled(server: Server) -> None:
+async def test_a_pool_whose_start_is_cancelled(server: Postgres) -> None:
     """Without a scope: asyncpg before 0.32 leaves the connections that are open already, 0.32 closes them."""
     start = SlowStart()
     pool = server.pool(2, init=start)
@@ -283,7 +254,7 @@ async def test_a_pool_whose_start_is_cancelled(server: Server) -> None:
 
 
 @on_asyncio
-async def test_a_pool_whose_start_is_cancelled_is_registered_and_closed(server: Server) -> None:
+async def test_a_pool_whose_start_is_cancelled_is_registered_and_closed(server: Postgres) -> None:
     """With `shield=True`: the cancellation waits for the pool, which is registered, and closed as any other."""
     start = SlowStart()
     events: list[ScopeEvent] = []
@@ -311,7 +282,7 @@ async def test_a_pool_whose_start_is_cancelled_is_registered_and_closed(server: 
 
 
 @on_asyncio
-async def test_a_request_that_fails_keeps_its_connection(server: Server) -> None:
+async def test_a_request_that_fails_keeps_its_connection(server: Postgres) -> None:
     """Without a scope: a connection that is not released is missing in the pool, and the next request waits for it."""
     pool = await server.pool()
 
@@ -333,7 +304,7 @@ async def test_a_request_that_fails_keeps_its_connection(server: Server) -> None
 
 @on_asyncio
 @pytest.mark.parametrize("ending", ["fails", "cancelled", "succeeds"])
-async def test_a_request_gives_its_connection_back(server: Server, ending: str) -> None:
+async def test_a_request_gives_its_connection_back(server: Postgres, ending: str) -> None:
     """With a child scope: the connection is back in the pool, however the request ends."""
     async with Scope("service") as service:
         pool = await service.acquire(partial(server.pool, 1), asyncpg.Pool.close)
@@ -376,7 +347,7 @@ async def insert_and_end(scope: Scope, pool: Any, ledger: str, ending: str) -> A
 
 
 @on_asyncio
-async def test_a_transaction_ends_as_the_body_does(server: Server, ledger: str) -> None:
+async def test_a_transaction_ends_as_the_body_does(server: Postgres, ledger: str) -> None:
     """`on_success` commits; `on_error` rolls back what raised, was cancelled, or returned an `Err`."""
     async with Scope() as service:
         pool = await service.acquire(partial(server.pool, 1), asyncpg.Pool.close)
@@ -387,7 +358,7 @@ async def test_a_transaction_ends_as_the_body_does(server: Server, ledger: str) 
 
 
 @on_asyncio
-async def test_a_rollback_is_cut_off_in_a_cancelled_scope(server: Server, ledger: str) -> None:
+async def test_a_rollback_is_cut_off_in_a_cancelled_scope(server: Postgres, ledger: str) -> None:
     """Without a scope: in a cancelled scope of anyio the rollback may be cut off; then the pool does it, on return."""
     pool = await server.pool()
     connection = await pool.acquire()
@@ -403,7 +374,7 @@ async def test_a_rollback_is_cut_off_in_a_cancelled_scope(server: Server, ledger
 
 
 @on_asyncio
-async def test_a_hosted_transaction_rolls_back_in_a_cancelled_scope(server: Server, ledger: str) -> None:
+async def test_a_hosted_transaction_rolls_back_in_a_cancelled_scope(server: Postgres, ledger: str) -> None:
     """With `host`: the manager rolls back itself, before the connection goes back to the pool."""
     within = []
     pool = await server.pool()
@@ -424,7 +395,7 @@ async def test_a_hosted_transaction_rolls_back_in_a_cancelled_scope(server: Serv
 
 
 @on_asyncio
-async def test_a_listener_that_is_left_on_a_connection(server: Server) -> None:
+async def test_a_listener_that_is_left_on_a_connection(server: Postgres) -> None:
     """Without a scope: a connection that still listens goes back to the pool with a warning."""
     pool = await server.pool()
     connection = await pool.acquire()
@@ -435,7 +406,7 @@ async def test_a_listener_that_is_left_on_a_connection(server: Server) -> None:
 
 
 @on_asyncio
-async def test_a_listener_is_removed_before_its_connection_goes_back(server: Server) -> None:
+async def test_a_listener_is_removed_before_its_connection_goes_back(server: Postgres) -> None:
     """With a scope: what was heard is heard, then the listener goes, then the connection, then the pool."""
     heard: asyncio.Queue[str] = asyncio.Queue()
 
@@ -456,7 +427,7 @@ async def test_a_listener_is_removed_before_its_connection_goes_back(server: Ser
 
 
 @on_trio
-async def test_asyncpg_needs_asyncio(server: Server) -> None:
+async def test_asyncpg_needs_asyncio(server: Postgres) -> None:
     """On trio asyncpg can't connect, and says so; the scope holds nothing, and closes."""
     async with Scope() as scope:
         with pytest.raises(RuntimeError, match="event loop"):
@@ -469,8 +440,7 @@ async def test_asyncpg_needs_asyncio(server: Server) -> None:
 
 def test_the_example_runs() -> None:
     """The example commits and rolls back, forces the pool, and finds no connection left."""
-    command = [sys.executable, "-W", "error", str(EXAMPLE)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    result = run_example("asyncpg_pool.py")
     assert result.stderr == ""
     assert [line for line in result.stdout.splitlines() if not line.startswith("  ")] == [
         "5 requests at once, over two connections",

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import logging
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from inspect import signature
-from pathlib import Path
 from typing import Any, NewType
 
 import anyio
 import anyio.lowlevel
 import pytest
 
+from clients.shared import on_asyncio
 from rescope import CloseTimeoutError, ResourceCleanupError, Scope
+from running import every_backend, run_example
 
 dishka = pytest.importorskip("dishka")
 svcs = pytest.importorskip("svcs")
@@ -29,15 +26,6 @@ svcs = pytest.importorskip("svcs")
 from dishka import Provider, make_async_container  # noqa: E402
 from dishka import Scope as Level  # noqa: E402
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "di_container.py"
-
-ASYNCIO = pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")
-UVLOOP = pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")
-
-on_asyncio = pytest.mark.parametrize(
-    "anyio_backend", [ASYNCIO, *([UVLOOP] if importlib.util.find_spec("uvloop") else [])], indirect=True
-)
-every_backend = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 every_kind = pytest.mark.parametrize("kind", ["svcs", "dishka"])
 
 ApplicationScope = NewType("ApplicationScope", Scope)
@@ -214,7 +202,6 @@ async def test_in_order(kind: str) -> None:
 
 def run_and_leave(main: Callable[[], Coroutine[Any, Any, None]], backend: str) -> None:
     """Run what leaves something open; svcs and trio say so in the end."""
-    pytest.importorskip(backend)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         anyio.run(main, backend=backend)
@@ -482,15 +469,6 @@ async def test_svcs_hands_the_exception_on_when_asked_to(suppress: bool) -> None
 @every_backend
 def test_the_example_runs(kind: str, backend: str) -> None:
     """The example processes its orders with either container, and all that they opened is closed."""
-    pytest.importorskip(backend)
-    run = subprocess.run(  # noqa: S603 (our own example, run by our own interpreter)
-        [sys.executable, "-W", "error", str(EXAMPLE), "--container", kind, "--backend", backend],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        timeout=60,
-        check=False,
-    )
+    run = run_example("di_container.py", "--container", kind, "--backend", backend, env={"PYTHONUNBUFFERED": "1"})
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.splitlines()[-1] == "database and mails agree, and nothing is left open"

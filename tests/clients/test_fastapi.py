@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from pathlib import Path
 from threading import Event, Thread
 from typing import Annotated, Any
 
@@ -18,6 +14,7 @@ import anyio
 import pytest
 
 from rescope import ResourceCleanupError, Scope
+from running import run_example
 
 fastapi = pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
@@ -31,7 +28,6 @@ from starlette.middleware.base import BaseHTTPMiddleware  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 
 VERSION = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
-EXAMPLE = Path(__file__).parents[2] / "examples" / "fastapi_app.py"
 
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 WEBSOCKETS = any(importlib.util.find_spec(name) for name in ("websockets", "wsproto"))
@@ -759,14 +755,6 @@ def test_a_websocket_has_a_scope(loop: str, ending: str) -> None:
 @pytest.mark.skipif(VERSION < (0, 121), reason="the example wants `Depends(scope=...)`")
 def test_the_example_runs() -> None:
     """The example serves, is stopped by SIGTERM, and everything is closed in order."""
-    run = subprocess.run(  # noqa: S603 (our own example, run by our own interpreter)
-        [sys.executable, "-W", "error", str(EXAMPLE)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        timeout=60,
-        check=False,
-    )
+    run = run_example("fastapi_app.py", env={"PYTHONUNBUFFERED": "1"})
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.splitlines()[-1] == "all that was opened is closed, in order"

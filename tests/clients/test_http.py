@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
-import os
 import shutil
 import ssl
 import subprocess
-import sys
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,22 +17,17 @@ from typing import Any
 import anyio
 import pytest
 
+from clients.shared import on_asyncio, until
+from conftest import ASYNCIO_ONLY  # pyright: ignore[reportAttributeAccessIssue]
 from rescope import CloseTimeoutError, ResourceCleanupError, Scope
+from running import every_backend, run_example
 
 aiohttp = pytest.importorskip("aiohttp")
 httpx = pytest.importorskip("httpx")
 
 from aiohttp import web  # noqa: E402
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "http_streams.py"
-
-ASYNCIO = pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")
-UVLOOP = pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop")
-
-on_plain_asyncio = pytest.mark.parametrize("anyio_backend", [ASYNCIO], indirect=True)
-on_asyncio = pytest.mark.parametrize(
-    "anyio_backend", [ASYNCIO, *([UVLOOP] if importlib.util.find_spec("uvloop") else [])], indirect=True
-)
+on_plain_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY[:1], indirect=True)
 
 
 class Server:
@@ -120,13 +112,6 @@ def running(tls: ssl.SSLContext | None = None) -> Generator[Server, None, None]:
     finally:
         server.loop.call_soon_threadsafe(server.stop.set)
         server.thread.join(20)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what happens in the thread of the server."""
-    with anyio.fail_after(20):
-        while not condition():  # noqa: ASYNC110 (it happens in another thread)
-            await anyio.sleep(0.001)
 
 
 @pytest.fixture(scope="module", name="server")
@@ -362,11 +347,10 @@ async def test_who_reads_a_stream_is_best_hosted_too(server: Server, hosted: str
     gc.collect()
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@every_backend
 @pytest.mark.parametrize("how", ["break", "cancel"])
 def test_what_trio_says_of_a_loop_that_is_left(server: Server, backend: str, how: str) -> None:
     """On trio, httpx's iterators warn where a loop is left in its middle, and not where the reading is cancelled."""
-    pytest.importorskip(backend)
     told: list[str] = []
 
     def note(message: object, *_: object, **__: object) -> None:
@@ -658,18 +642,9 @@ def test_a_scope_can_wait_a_moment_after_the_close(
 # The example
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@every_backend
 def test_the_example_runs(backend: str) -> None:
     """The example reads its streams, closes them early, in time and in flight, and nothing stays open."""
-    pytest.importorskip(backend)
-    run = subprocess.run(  # noqa: S603 (our own example, run by our own interpreter)
-        [sys.executable, "-W", "error", str(EXAMPLE), "--backend", backend],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        timeout=60,
-        check=False,
-    )
+    run = run_example("http_streams.py", "--backend", backend, env={"PYTHONUNBUFFERED": "1"})
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.splitlines()[-1] == "the server has no stream open any more"

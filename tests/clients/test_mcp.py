@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -20,19 +18,10 @@ import pytest
 from mcp import ClientSession, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
+from clients.shared import gone, on_asyncio, until
 from rescope import CloseTimeoutError, ResourceCleanupError, Scope
 from rescope.events import ScopeEvent
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "mcp_servers.py"
-
-on_asyncio = pytest.mark.parametrize(
-    "anyio_backend",
-    [
-        pytest.param(("asyncio", {"use_uvloop": uvloop}), id=name)
-        for name, uvloop in (("asyncio", False), ("uvloop", True))
-    ],
-)
-every_backend = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+from running import every_backend, load_example, run_example, run_python
 
 SERVER = """
 import os, pathlib, signal, sys, time
@@ -106,9 +95,7 @@ def run(main):
 
 def without_scope(program: str, backend: str, *arguments: str) -> list[str]:
     """Run a program that has no scope; give the lines that it printed."""
-    command = [sys.executable, "-c", WITHOUT + program, backend, SERVER, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 (our own program)
-    return result.stdout.splitlines()
+    return run_python("-c", WITHOUT + program, backend, SERVER, *arguments).stdout.splitlines()
 
 
 def params(*arguments: str) -> StdioServerParameters:
@@ -167,21 +154,6 @@ async def dawdle(session: ClientSession, in_flight: anyio.Event) -> None:
         in_flight.set()
 
     await session.call_tool("dawdle", {}, progress_callback=tell)
-
-
-def gone(pid: int) -> bool:
-    """Tell whether a process has ended, and was waited for."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not condition():  # noqa: ASYNC110 (no event tells of another process)
-            await anyio.sleep(0.01)
 
 
 async def in_another_task(fn: Callable[..., Any], *args: Any) -> None:
@@ -545,11 +517,10 @@ async def test_a_server_that_exits_is_not_forced(tmp_path: Path) -> None:
     assert scope.cleanup_error is None
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@every_backend
 def test_the_example_loses_a_server_and_no_process(backend: str) -> None:
     """`mcp_servers` closes its servers from other tasks, tells of the one that was killed, and leaves no process."""
-    command = [sys.executable, "-W", "error", str(EXAMPLE), "--backend", backend]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 (our own)
+    result = run_example("mcp_servers.py", "--backend", backend)
 
     lines = result.stdout.splitlines()
     assert result.stderr == ""
@@ -563,12 +534,7 @@ def test_the_example_loses_a_server_and_no_process(backend: str) -> None:
 
 def test_the_example_finds_what_is_left_and_what_was_not_told(capsys: pytest.CaptureFixture[str]) -> None:
     """The checks at the end of `mcp_servers` can fail."""
-    spec = importlib.util.spec_from_file_location(EXAMPLE.stem, EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-
+    example = load_example("mcp_servers.py")
     agent = example.Agent()
     agent.pids = {"library": os.getpid()}
     agent.told = ["shop died"]

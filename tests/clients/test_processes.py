@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from asyncio.subprocess import Process as AsyncioProcess
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,18 +17,12 @@ import anyio
 import pytest
 from anyio.abc import Process
 
+import running
+from clients.shared import gone, on_asyncio, until
 from rescope import CloseTimeoutError, ResourceCleanupError, Scope
 from rescope.events import ScopeEvent
+from running import run_example, run_python
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "processes.py"
-
-on_asyncio = pytest.mark.parametrize(
-    "anyio_backend",
-    [
-        pytest.param(("asyncio", {"use_uvloop": uvloop}), id=name)
-        for name, uvloop in (("asyncio", False), ("uvloop", True))
-    ],
-)
 every_backend = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
 asyncio_backend = pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
 
@@ -92,18 +84,8 @@ def run(main):
 
 def without_scope(program: str, backend: str, *arguments: str) -> tuple[list[str], str]:
     """Run a program that has no scope; give the lines that it printed, and what it wrote to stderr."""
-    command = [sys.executable, "-W", "always", "-c", WITHOUT + program, backend, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 (our own)
+    result = run_python("-W", "always", "-c", WITHOUT + program, backend, *arguments)
     return result.stdout.splitlines(), result.stderr
-
-
-def gone(pid: int) -> bool:
-    """Tell whether a process of ours has ended, and was waited for."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 def ended(pid: int) -> bool:
@@ -111,12 +93,6 @@ def ended(pid: int) -> bool:
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     return gone(pid)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not condition():  # noqa: ASYNC110 (no event tells of another process)
-            await anyio.sleep(0.01)
 
 
 async def stop(process: Process) -> None:
@@ -511,11 +487,10 @@ async def test_a_start_that_is_cancelled_leaves_no_child() -> None:
 # The example
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@running.every_backend
 def test_the_example_leaves_no_process(backend: str) -> None:
     """`processes` ends its four workers each in its way, tells which had to be forced, and leaves none."""
-    command = [sys.executable, "-W", "error", str(EXAMPLE), "--backend", backend]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 (our own)
+    result = run_example("processes.py", "--backend", backend)
 
     assert result.stderr == ""
     lines = result.stdout.splitlines()

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import importlib.util
-import subprocess
-import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import anyio
 import pytest
-from examples.servers import connections, connections_left
 
-from conftest import ASYNCIO_ONLY  # pyright: ignore[reportAttributeAccessIssue]
+from clients.shared import Server, ended, on_asyncio, on_trio
 from rescope import Scope
 from rescope.events import ScopeEvent
+from running import run_example
 
 redis = pytest.importorskip("redis")
 
@@ -28,21 +22,12 @@ from redis.asyncio import Redis  # noqa: E402
 from redis.asyncio.retry import Retry  # noqa: E402
 from redis.backoff import NoBackoff  # noqa: E402
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "redis_client.py"
 
-on_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
-on_trio = pytest.mark.parametrize(
-    "anyio_backend",
-    [pytest.param("trio", marks=pytest.mark.skipif(not importlib.util.find_spec("trio"), reason="needs trio"))],
-)
-
-
-class Server:
-    """The server, the name under which a test connects to it, and a key of its own."""
+class Valkey(Server):
+    """The server, how a test connects to it, and a key of its own."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self.name = f"rescope-{uuid4().hex}"
+        super().__init__(url)
         self.key = f"key of {self.name}"
 
     def client(self, **options: Any) -> Any:
@@ -52,41 +37,18 @@ class Server:
         """Make a client that waits as long as it takes, and that retries, as one made by `Redis(host=...)` does."""
         return self.client(socket_timeout=None, retry=Retry(NoBackoff(), 3))
 
-    async def connections(self) -> list[str]:
-        return await connections(self.url, self.name)
-
-    async def left(self) -> list[str]:
-        return await connections_left(self.url, self.name)
-
-    async def becomes(self, expected: list[str]) -> None:
-        """Wait until its connections are as expected, for up to 5 seconds."""
-        for _ in range(500):
-            if await self.connections() == expected:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(await self.connections())
-
 
 @pytest.fixture
-def server(redis_url: str) -> Server:
+def server(redis_url: str) -> Valkey:
     """A server to which nobody is connected yet under the name that it gives."""
-    return Server(redis_url)
-
-
-async def ended(request: Callable[[], Awaitable[object]]) -> None:
-    """Let a request fail, and clear away what it leaves."""
-    try:
-        await request()
-    except LookupError:
-        pass
-    gc.collect()
+    return Valkey(redis_url)
 
 
 # A client that is not closed
 
 
 @on_asyncio
-async def test_a_client_that_nobody_closes(server: Server) -> None:
+async def test_a_client_that_nobody_closes(server: Valkey) -> None:
     """Without a scope: the connection of a forgotten client is found by the garbage collector, with a warning."""
 
     async def request() -> None:
@@ -101,7 +63,7 @@ async def test_a_client_that_nobody_closes(server: Server) -> None:
 
 @on_asyncio
 @pytest.mark.parametrize("how", ["async with", "finally"])
-async def test_a_close_is_cut_off_in_a_cancelled_scope(server: Server, how: str) -> None:
+async def test_a_close_is_cut_off_in_a_cancelled_scope(server: Valkey, how: str) -> None:
     """Without a scope: where anyio cancels, neither `async with` nor `finally` closes the connection."""
     client = server.client()
     with anyio.CancelScope() as cancel_scope:
@@ -121,7 +83,7 @@ async def test_a_close_is_cut_off_in_a_cancelled_scope(server: Server, how: str)
 
 
 @on_asyncio
-async def test_a_scope_closes_a_client_in_a_cancelled_scope(server: Server) -> None:
+async def test_a_scope_closes_a_client_in_a_cancelled_scope(server: Valkey) -> None:
     """With a scope: the client is closed, although each `await` around it is cancelled."""
     with anyio.CancelScope() as cancel_scope:
         async with Scope() as scope:
@@ -136,7 +98,7 @@ async def test_a_scope_closes_a_client_in_a_cancelled_scope(server: Server) -> N
 
 
 @on_asyncio
-async def test_a_closed_client_connects_again(server: Server) -> None:
+async def test_a_closed_client_connects_again(server: Valkey) -> None:
     """Without a scope: who goes on with a client after its close opens a new connection, and nobody closes that."""
     client = server.client()
     await client.ping()
@@ -156,7 +118,7 @@ async def wait_for_work(client: Any, key: str) -> None:
 
 @pytest.mark.skipif(redis.VERSION < (6,), reason="redis-py 5 does not send it again")
 @on_asyncio
-async def test_closing_a_client_that_waits_for_the_server(server: Server) -> None:
+async def test_closing_a_client_that_waits_for_the_server(server: Valkey) -> None:
     """Without a scope: a blocking command whose client is closed is sent again, on a new connection."""
     client = server.worker_client()
     worker = asyncio.create_task(wait_for_work(client, server.key))
@@ -194,7 +156,7 @@ async def worker_on(client: Any, key: str) -> AsyncGenerator[None]:
 
 
 @on_asyncio
-async def test_a_scope_ends_the_worker_before_the_client(server: Server) -> None:
+async def test_a_scope_ends_the_worker_before_the_client(server: Valkey) -> None:
     """With a scope: what was opened with the client ends first, so nobody connects again."""
     async with Scope() as scope:
         client = scope.add(server.worker_client())
@@ -207,7 +169,7 @@ async def test_a_scope_ends_the_worker_before_the_client(server: Server) -> None
 
 
 @on_asyncio
-async def test_a_subscription_outlives_its_client(server: Server) -> None:
+async def test_a_subscription_outlives_its_client(server: Valkey) -> None:
     """Without a scope: a subscription whose client was closed first connects again, and stays."""
     client = server.client()
     subscription = client.pubsub()
@@ -224,7 +186,7 @@ async def test_a_subscription_outlives_its_client(server: Server) -> None:
 
 
 @on_asyncio
-async def test_a_scope_closes_the_subscription_before_the_client(server: Server) -> None:
+async def test_a_scope_closes_the_subscription_before_the_client(server: Valkey) -> None:
     """With a scope: what was opened last is closed first, and nothing is left."""
     events: list[ScopeEvent] = []
     async with Scope(on_event=events.append) as scope:
@@ -242,7 +204,7 @@ async def test_a_scope_closes_the_subscription_before_the_client(server: Server)
 # Locks
 
 
-async def cancel_as_the_lock_is_set(server: Server, task: asyncio.Task[Any]) -> None:
+async def cancel_as_the_lock_is_set(server: Valkey, task: asyncio.Task[Any]) -> None:
     """Cancel a task after the server has set its lock, and before the answer has been read."""
     with redis.Redis.from_url(server.url) as here:  # it blocks the loop, so that nothing is read meanwhile
         for _ in range(1000):
@@ -256,7 +218,7 @@ async def cancel_as_the_lock_is_set(server: Server, task: asyncio.Task[Any]) -> 
 
 
 @on_asyncio
-async def test_a_lock_whose_acquisition_is_cancelled_stays_locked(server: Server) -> None:
+async def test_a_lock_whose_acquisition_is_cancelled_stays_locked(server: Valkey) -> None:
     """Without a scope: the server has set the lock, nobody holds it, and it stays until its time is over."""
     client = server.client(socket_timeout=None)  # with one, redis-py on Python 3.11 can lose the cancellation
     await client.ping()
@@ -278,7 +240,7 @@ async def take(lock: Any) -> Any:
 
 
 @on_asyncio
-async def test_a_lock_whose_acquisition_is_cancelled_is_released(server: Server) -> None:
+async def test_a_lock_whose_acquisition_is_cancelled_is_released(server: Valkey) -> None:
     """With `shield=True`: the cancellation waits for the answer, and the lock is released as it should be."""
     client = server.client()
     await client.ping()
@@ -295,7 +257,7 @@ async def test_a_lock_whose_acquisition_is_cancelled_is_released(server: Server)
 
 
 @on_asyncio
-async def test_a_lock_is_released_before_the_client_is_closed(server: Server) -> None:
+async def test_a_lock_is_released_before_the_client_is_closed(server: Valkey) -> None:
     """With a scope: lock and client may share it, however it ends."""
     with anyio.CancelScope() as cancel_scope:
         async with Scope() as scope:
@@ -314,7 +276,7 @@ async def test_a_lock_is_released_before_the_client_is_closed(server: Server) ->
 
 
 @on_asyncio
-async def test_a_cancelled_command_does_not_spoil_the_next_one(server: Server) -> None:
+async def test_a_cancelled_command_does_not_spoil_the_next_one(server: Valkey) -> None:
     """Wherever a command is cut off, redis-py drops the connection, and the next command gets its own answer."""
     async with Scope() as scope:
         client = scope.add(server.client())
@@ -336,7 +298,7 @@ async def test_a_cancelled_command_does_not_spoil_the_next_one(server: Server) -
 
 
 @on_trio
-async def test_redis_needs_asyncio(server: Server) -> None:
+async def test_redis_needs_asyncio(server: Valkey) -> None:
     """On trio redis-py can't connect, and says so; nothing was opened."""
     client = server.client()
     with pytest.raises((RuntimeError, redis.ConnectionError), match="event loop"):
@@ -349,8 +311,7 @@ async def test_redis_needs_asyncio(server: Server) -> None:
 
 def test_the_example_runs() -> None:
     """The example ends by itself, and leaves neither a connection nor a lock in the server."""
-    command = [sys.executable, "-W", "error", str(EXAMPLE)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    result = run_example("redis_client.py")
     assert result.stderr == ""
     assert [line for line in result.stdout.splitlines() if "while it ran" not in line] == [
         "worked off: letter 1, letter 2, letter 3",

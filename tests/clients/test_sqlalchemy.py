@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import logging
-import subprocess
-import sys
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import anyio
 import pytest
-from examples.servers import connections, connections_left
 
-from conftest import ASYNCIO_ONLY  # pyright: ignore[reportAttributeAccessIssue]
+from clients.shared import Server, ended, on_asyncio, on_trio
 from rescope import Err, ResourceCleanupError, Scope, with_scope
+from running import run_example
 
 sqlalchemy = pytest.importorskip("sqlalchemy")
 pytest.importorskip("asyncpg")
@@ -41,27 +38,20 @@ from sqlalchemy import (  # noqa: E402
 from sqlalchemy.exc import IntegrityError, SAWarning  # noqa: E402
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine  # noqa: E402
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "sqlalchemy_sessions.py"
-
 T = TypeVar("T")
 
-on_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
-on_trio = pytest.mark.parametrize(
-    "anyio_backend",
-    [pytest.param("trio", marks=pytest.mark.skipif(not importlib.util.find_spec("trio"), reason="needs trio"))],
-)
 since_2_1 = pytest.mark.skipif(
     tuple(int(part) for part in sqlalchemy.__version__.split(".")[:2]) < (2, 1), reason="what SQLAlchemy 2.1 does"
 )
 on_both = pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
 
 
-class Database:
-    """A database with a table of its own for a test, and the name under which the test connects to it."""
+class Database(Server):
+    """A database with a table of its own for a test, and how the test connects to it."""
 
     def __init__(self, kind: str, url: str) -> None:
-        self.kind, self.url = kind, url
-        self.name = f"rescope-{uuid4().hex}"
+        super().__init__(url)
+        self.kind = kind
         self.sold = Table(f"sold_{uuid4().hex}", MetaData(), Column("item", Text, primary_key=True))
         self.sold.append_column(
             Column("instead_of", ForeignKey(self.sold.c.item, deferrable=True, initially="DEFERRED"))
@@ -87,20 +77,6 @@ class Database:
         """Give what has been committed."""
         return await self.run(lambda connection: list(connection.scalars(select(self.sold.c.item)).all()))
 
-    async def connections(self) -> list[str]:
-        return await connections(self.url, self.name)
-
-    async def left(self) -> list[str]:
-        return await connections_left(self.url, self.name)
-
-    async def becomes(self, expected: list[str]) -> None:
-        """Wait until its connections are as expected, for up to 5 seconds."""
-        for _ in range(500):
-            if await self.connections() == expected:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(await self.connections())
-
 
 @pytest.fixture
 async def database(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Database]:
@@ -114,15 +90,6 @@ async def database(kind: str, request: pytest.FixtureRequest, tmp_path: Path) ->
 
 def checked_out(engine: AsyncEngine) -> int:
     return engine.pool.checkedout()  # type: ignore[attr-defined, no-any-return]
-
-
-async def ended(request: Callable[[], Awaitable[object]]) -> None:
-    """Let a request fail, and clear away what it leaves."""
-    try:
-        await request()
-    except LookupError:
-        pass
-    gc.collect()
 
 
 # A session that nobody closes
@@ -335,8 +302,7 @@ async def test_sqlalchemy_needs_asyncio(postgres_url: str) -> None:
 
 def test_the_example_runs() -> None:
     """The example commits and rolls back, and leaves nothing, neither in the pool nor in the server."""
-    command = [sys.executable, "-W", "error", str(EXAMPLE)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    result = run_example("sqlalchemy_sessions.py")
     assert result.stderr == ""
     same = [
         "  bob wanted a seat that is taken: rolled back",
