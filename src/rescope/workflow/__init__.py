@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rescope.workflow.store import BatchStore, Entry, Store, StoreClosedError, StoreError, VersionConflictError
 from rescope.workflow.stores.memory import MemoryStore
+from rescope.workflow.stores.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from rescope.workflow.stores.postgres import PostgresStore
@@ -17,6 +18,7 @@ __all__ = [
     "MemoryStore",
     "PostgresStore",
     "RedisStore",
+    "SqliteStore",
     "Store",
     "StoreClosedError",
     "StoreError",

@@ -8,7 +8,6 @@ port promises.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import deque
 from dataclasses import dataclass, field
@@ -116,7 +115,7 @@ class Store(Protocol):
     async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
         """Write a value, and give its version.
 
-        `ttl`: seconds until it expires; without it, it stays (also if the entry before it had a time). `if_version`:
+        `ttl`: seconds until it expires, up to 1e10; without it, it stays (also if the entry before it had a time). `if_version`:
         write only if that is the entry's version; 0 for no entry. Raises `VersionConflictError` where it is another.
         """
         ...
@@ -192,14 +191,14 @@ def check_prefix(prefix: object) -> None:
 
 
 def check_ttl(ttl: object) -> None:
-    """Refuse a time-to-live that is no positive, finite number of seconds. `None` is for ever."""
+    """Refuse a time-to-live that is no number of seconds above 0, and up to 1e10. `None` is for ever."""
     if ttl is None:
         return
     if isinstance(ttl, bool) or not isinstance(ttl, int | float):
         msg = f"`ttl` must be a number of seconds, or None, not a {type(ttl).__qualname__}"
         raise TypeError(msg)
-    if not (ttl > 0 and math.isfinite(ttl)):
-        msg = f"`ttl` must be more than 0 and finite, not {ttl}: leave it out for what does not expire"
+    if not 0 < ttl <= _LONGEST_TTL:
+        msg = f"`ttl` must be more than 0 and at most {_LONGEST_TTL:g} s, not {ttl}: leave it out for what stays"
         raise ValueError(msg)
 
 
@@ -210,8 +209,8 @@ def check_if_version(if_version: object, *, least: int = 0) -> None:
     if isinstance(if_version, bool) or not isinstance(if_version, int):
         msg = f"`if_version` must be the version of an entry, not a {type(if_version).__qualname__}"
         raise TypeError(msg)
-    if if_version < least:
-        msg = f"`if_version` must be at least {least}, not {if_version}"
+    if not least <= if_version <= _GREATEST_VERSION:
+        msg = f"`if_version` must be the version of an entry, at least {least}, not {if_version}"
         raise ValueError(msg)
 
 
@@ -248,6 +247,8 @@ def prefix_end(prefix: str) -> str | None:
     return body[:-1] + chr(0xE000 if following == _FIRST_SURROGATE else following)
 
 
+_LONGEST_TTL = 1e10
+_GREATEST_VERSION = 2**63 - 1
 _LAST = 0x10FFFF
 _FIRST_SURROGATE = 0xD800
 

@@ -100,7 +100,7 @@ class MemoryStore:
             await _checkpoint()
             with self._lock:
                 start = bisect_right(self._keys, after) if after else bisect_left(self._keys, prefix)
-                found = []
+                found: list[tuple[str, _Held]] = []
                 while not found and start < len(self._keys):  # a page of expired ones is not the end
                     keys = [key for key in self._keys[start : start + _PAGE] if key.startswith(prefix)]
                     if not keys:
