@@ -115,8 +115,9 @@ class Store(Protocol):
     async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
         """Write a value, and give its version.
 
-        `ttl`: seconds until it expires, up to 1e10; without it, it stays (also if the entry before it had a time). `if_version`:
-        write only if that is the entry's version; 0 for no entry. Raises `VersionConflictError` where it is another.
+        `ttl`: seconds until it expires, up to 1e10; without it, it stays (also if the entry before it had a time).
+        `if_version`: write only if that is the entry's version; 0 for no entry. Raises `VersionConflictError` where it
+        is another.
         """
         ...
 

@@ -47,9 +47,10 @@ T = TypeVar("T")
 _SCHEMA = 1
 _CREATE = (
     "CREATE TABLE rescope_schema (version INTEGER NOT NULL)",
-    f"INSERT INTO rescope_schema VALUES ({_SCHEMA})",
-    "CREATE TABLE rescope_entries (version INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, "
-    "value TEXT NOT NULL, expires_at REAL)",
+    "INSERT INTO rescope_schema VALUES (1)",
+    """CREATE TABLE rescope_entries (
+        version INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL UNIQUE, value TEXT NOT NULL, expires_at REAL
+    )""",
     "CREATE INDEX rescope_expiry ON rescope_entries (expires_at) WHERE expires_at IS NOT NULL",
 )
 _LIVE = "(expires_at IS NULL OR expires_at > ?)"
