@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
-    from rescope.workflow.store import Store
+    from rescope.workflow.store import Entry, Store
 
 
 TTL = 0.25
@@ -78,6 +78,15 @@ class Checks(dict[str, "Callable[[Bench], Awaitable[None]]"]):
 async def keys(store: Store, prefix: str) -> list[str]:
     """Give the keys that a scan gives."""
     return [entry.key async for entry in store.scan(prefix)]
+
+
+async def there(store: Store, key: str) -> Entry:
+    """Give the entry under that key, which was put."""
+    entry = await store.get(key)
+    if entry is None:
+        msg = "an entry that was put is not there"
+        raise AssertionError(msg)
+    return entry
 
 
 async def refused(calls: Iterable[tuple[str, Callable[[], Awaitable[object]]]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rescope.testing._store_bench import LONG, SECRET, TTL, Bench, Checks, conflict, expect, keys, refused
+from rescope.testing._store_bench import LONG, SECRET, TTL, Bench, Checks, conflict, expect, keys, refused, there
 from rescope.workflow.store import MAX_KEY_BYTES, Entry
 
 checks = Checks()
@@ -57,16 +57,15 @@ async def _(bench: Bench) -> None:
         value = {"list": [1]}
         await store.put(bench.key(), value)
         value["list"].append(2)
-        first = await store.get(bench.key())
-        expect(first is not None and first.value == {"list": [1]}, "what the writer changes after the put is seen")
-        if first is not None:
-            first.value["list"].append(3)
-        second = await store.get(bench.key())
-        expect(second is not None and second.value == {"list": [1]}, "what a reader changes is seen by another")
+        first = await there(store, bench.key())
+        expect(first.value == {"list": [1]}, "what the writer changes after the put is seen")
+        first.value["list"].append(3)
+        second = await there(store, bench.key())
+        expect(second.value == {"list": [1]}, "what a reader changes is seen by another")
         scanned = [entry.value async for entry in store.scan(bench.prefix)]
         scanned[0]["list"].append(4)
-        third = await store.get(bench.key())
-        expect(third is not None and third.value == {"list": [1]}, "what a reader of a scan changes is seen by another")
+        third = await there(store, bench.key())
+        expect(third.value == {"list": [1]}, "what a reader of a scan changes is seen by another")
 
 
 @checks("all who open the store see the same data")

@@ -66,6 +66,8 @@ class StoreCheck:
         with fail_after(timeout):
             try:
                 await self.run(bench)
+            except ExceptionGroup as group:  # of tasks that race, the first tells enough
+                raise _first(group) from group
             finally:
                 await bench.clean()
 
@@ -155,6 +157,10 @@ def _async(hook: Callable[..., object] | None) -> Callable[..., Awaitable[None]]
             await done
 
     return called
+
+
+def _first(exc: Exception) -> Exception:
+    return _first(exc.exceptions[0]) if isinstance(exc, ExceptionGroup) else exc
 
 
 def _reason(exc: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -65,21 +66,24 @@ async def _(bench: Bench) -> None:
         await _fill(store, names)
         expect(await keys(store, bench.prefix) == names, f"a scan does not give each of {_MANY} entries once, in order")
         behind, ahead, last = names[0], names[-2], names[-1]
+        new = [bench.key("00000-a"), bench.key("00000-b")]
         found: list[str] = []
         async for entry in store.scan(bench.prefix):
             found.append(entry.key)
-            if len(found) == _MANY // 2:
+            if len(found) == _MANY // 3:
                 await other.delete(behind)
-                await other.put(bench.key("00000-new"), 1)
                 await other.delete(ahead)
                 await other.put(last, "new")
+            if len(found) == 2 * _MANY // 3:
+                await _fill(other, new)
         expect(found == sorted(set(found)), "a scan gives an entry twice, or out of order, where others write")
         missed = set(names) - set(found) - {ahead}
         expect(not missed, f"a scan leaves out {len(missed)} entries where others write")
-        async for entry in store.scan(bench.prefix):
-            expect(entry.key == names[1] or entry.key == bench.key("00000-new"), "a scan begins in the middle")
-            break
-        expect(len(await keys(store, bench.prefix)) == _MANY - 1, "a scan that was left early spoils the next")
+        left = store.scan(bench.prefix)
+        expect((await anext(left)).key == new[0], "a scan does not begin with the first key")
+        if isinstance(left, AsyncGenerator):  # on trio, one that is dropped warns
+            await left.aclose()
+        expect(len(await keys(store, bench.prefix)) == _MANY, "a scan that was left early spoils the next")
 
 
 async def _fill(store: Store, names: list[str]) -> None:

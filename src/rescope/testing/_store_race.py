@@ -11,7 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rescope._backends import backend
-from rescope.testing._store_bench import Bench, Checks, expect, increment
+from rescope.testing._store_bench import Bench, Checks, expect, increment, there
 from rescope.workflow.store import VersionConflictError
 
 if TYPE_CHECKING:
@@ -108,10 +108,7 @@ async def _(bench: Bench) -> None:
             await sleep(moments.uniform(0, 0.02))
             process.kill()
         async with bench.store() as store:
-            entry = await store.get(bench.key())
-            if entry is None:
-                msg = "what a process has put is gone when it is killed"
-                raise AssertionError(msg)
+            entry = await there(store, bench.key())
             expect(len(set(entry.value)) == 1, "a process that is killed leaves a value half-written")
             expect(entry.version > version, "a version does not grow where a process was killed")
             version = await store.put(bench.key(), [0, 0], if_version=entry.version)

@@ -17,7 +17,7 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 from weakref import WeakKeyDictionary
 
 from rescope.workflow.store import (
@@ -77,9 +77,10 @@ class SqliteStore:
     It opens when it is first used. Any thread and any event loop may use it, and many processes the same file: on one
     machine, as SQLite's write-ahead log does not work over a network. The file may hold tables of your own.
 
-    What a put has written stays, also when the power fails (`synchronous=FULL`). Time is that of the machine;
-    `clock`, in epoch seconds, is for tests. Where another process writes, a call waits, for up to `busy_timeout`
-    seconds; then it raises a `StoreError` that may be retried.
+    What a put has written stays, also when the power fails. With `synchronous="normal"` a put does not wait for the
+    disk: nothing is lost when a process dies, but the last puts are when the power fails, and then their versions are
+    given again. Time is that of the machine; `clock`, in epoch seconds, is for tests. Where another process writes,
+    a call waits, for up to `busy_timeout` seconds; then it raises a `StoreError` that may be retried.
 
     A call that is cancelled before it has begun does nothing. One that has begun is done as a whole: it is waited for,
     unless `task.cancel()` of asyncio cuts off the waiting.
@@ -89,12 +90,24 @@ class SqliteStore:
     a process that was forked while it was open, as SQLite can't be taken through a fork.
     """
 
-    __slots__ = ("__weakref__", "_busy_timeout", "_clock", "_closed", "_connection", "_lock", "_path", "_pid", "_swept")
+    __slots__ = (
+        "__weakref__",
+        "_busy_timeout",
+        "_clock",
+        "_closed",
+        "_connection",
+        "_lock",
+        "_path",
+        "_pid",
+        "_swept",
+        "_synchronous",
+    )
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
+        synchronous: Literal["full", "normal"] = "full",
         busy_timeout: float = 5.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -102,6 +115,10 @@ class SqliteStore:
         if not 0 <= busy_timeout <= _LONGEST_WAIT:
             msg = f"`busy_timeout` must be from 0 to {_LONGEST_WAIT} seconds, not {busy_timeout}"
             raise ValueError(msg)
+        if synchronous not in ("full", "normal"):
+            msg = "`synchronous` must be 'full' or 'normal'"
+            raise ValueError(msg)
+        self._synchronous = synchronous
         self._busy_timeout = busy_timeout
         self._clock = clock
         self._lock = Lock()
@@ -279,7 +296,7 @@ class SqliteStore:
             msg = f"the database at {self._path!r} is in {encoding}, which sorts keys otherwise: take one in UTF-8"
             raise StoreError(msg)
         self._log_ahead(connection)
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         if not known:
             connection.execute("BEGIN IMMEDIATE")
             if not self._schema(connection):  # nobody else was first
