@@ -86,6 +86,17 @@ async def test_a_page_of_expired_entries_is_not_the_end_of_a_scan(store: MemoryS
     assert [entry.key async for entry in store.scan("a")] == []
 
 
+async def test_a_scan_reads_in_pages(store: MemoryStore) -> None:
+    """So few entries are in memory: what is deleted far ahead isn't given."""
+    names = [f"{number:04}" for number in range(501)]
+    await store.put_many(dict.fromkeys(names, 1))
+    scan = store.scan("")
+    first = await anext(scan)
+    await store.delete(names[-1])
+
+    assert [first.key, *[entry.key async for entry in scan]] == names[:-1]
+
+
 async def test_a_call_is_cancelled_before_it_is_done(store: MemoryStore) -> None:
     """Each is a place where a cancellation comes in."""
     with anyio.CancelScope() as scope:

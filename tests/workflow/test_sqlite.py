@@ -555,6 +555,18 @@ async def test_a_scope_holds_it_in_any_way(path: Path, hold: str) -> None:
     assert list(content(path)) == [path.name]
 
 
+async def test_a_scan_reads_in_pages(path: Path) -> None:
+    """So few entries are in memory: what is deleted far ahead isn't given."""
+    names = [f"{number:04}" for number in range(501)]
+    async with SqliteStore(path) as store:
+        await store.put_many(dict.fromkeys(names, 1))
+        scan = store.scan("")
+        first = await anext(scan)
+        await store.delete(names[-1])
+
+        assert [first.key, *[entry.key async for entry in scan]] == names[:-1]
+
+
 # Threads, loops and processes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rescope.workflow.lease import Lease, LeaseHeldError, LeaseLostError, lease
 from rescope.workflow.store import BatchStore, Entry, Store, StoreClosedError, StoreError, VersionConflictError
 from rescope.workflow.stores.memory import MemoryStore
 from rescope.workflow.stores.sqlite import SqliteStore
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchStore",
     "Entry",
+    "Lease",
+    "LeaseHeldError",
+    "LeaseLostError",
     "MemoryStore",
     "PostgresStore",
     "RedisStore",
@@ -23,6 +27,7 @@ __all__ = [
     "StoreClosedError",
     "StoreError",
     "VersionConflictError",
+    "lease",
 ]
 
 _LATE = {
