@@ -26,7 +26,7 @@ class Later(Protocol):
 
 
 def later(seconds: float, main: Main) -> Later:
-    """Run `main`, which lets no error escape, in a task of its own and a copy of this context, after so many seconds."""
+    """Run `main`, which lets no error escape, after these seconds, in a task of its own and a copy of this context."""
     try:
         on_asyncio = asyncio.current_task() is not None
     except RuntimeError:

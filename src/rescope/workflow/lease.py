@@ -40,7 +40,8 @@ import time
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar, cast, final
+from socket import gethostname
+from typing import TYPE_CHECKING, Final, cast, final
 
 from rescope import ResourceCleanupError, Scope
 from rescope.workflow._later import later
@@ -55,14 +56,12 @@ from rescope.workflow.store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from types import TracebackType
 
     from anyio import CancelScope, Event
 
     from rescope.workflow._later import Later
-
-T = TypeVar("T")
 
 __all__ = ["Lease", "LeaseHeldError", "LeaseLostError", "lease"]
 
@@ -256,12 +255,17 @@ def lease(
             await invoices.write(fencing_token=held.token)
     """
     _check(store, name, ttl, wait, holder)
-    return _Leasing(_Claim(store, Lease(name, holder or _own_name(), clock), ttl), wait)
+    mark = os.urandom(8).hex()
+    return _Leasing(
+        _Claim(store, Lease(name, holder or f"{gethostname()}:{os.getpid()}:{mark[:4]}", clock), ttl, mark), wait
+    )
 
 
 @final
 class _Leasing:
     """The block that runs under a lease."""
+
+    __qualname__ = "lease"  # what a scope calls it that enters or hosts it
 
     __slots__ = ("_claim", "_scope", "_wait")
 
@@ -271,21 +275,25 @@ class _Leasing:
         self._scope: Scope | None = None
 
     async def __aenter__(self) -> Lease:
-        from anyio import CancelScope
+        from anyio import CancelScope, current_time
 
         claim, lease = self._claim, self._claim.lease
         if self._scope is not None:
             msg = f"this lease of {lease.name!r} has been used: call `lease(...)` for each block"
             raise RuntimeError(msg)
         self._scope = Scope(f"lease {lease.name}")
-        lease._body = CancelScope()
-        try:
-            self._scope.add(None, claim.release, name="release", timeout=min(claim.ttl, _LONGEST_RELEASE))
-            await claim.acquire(self._wait)
-        except BaseException as exc:
-            await self._end(exc)
-            raise
+        self._scope.add(None, claim.release, name="release", timeout=min(claim.ttl, _LONGEST_RELEASE))
+        patience = max(self._wait, _QUICK)
+        lease._body = CancelScope(deadline=current_time() + patience + claim.ttl / 3)
         lease._body.__enter__()
+        try:
+            await claim.acquire(patience)
+        except BaseException as exc:
+            if not await self.__aexit__(type(exc), exc, exc.__traceback__):
+                raise
+            msg = f"the store did not answer when it was asked for lease {lease.name!r}"
+            raise StoreError(msg, may_retry=True) from None
+        lease._body.deadline = math.inf
         return lease
 
     async def __aexit__(
@@ -339,24 +347,24 @@ class _Claim:
         "ttl",
     )
 
-    def __init__(self, store: Store, lease: Lease, ttl: float) -> None:
+    def __init__(self, store: Store, lease: Lease, ttl: float, mark: str) -> None:
         self.lease = lease
         self._store = store
         self._key = _PREFIX + lease.name
         self.ttl = ttl
         self._clock = lease._clock
-        self._mark = _random_digits()
+        self._mark = mark
         self._version = 0
         self._sent = -math.inf
         self._in_doubt = False
         self._keeper: Later | None = None
         self._kept: Event | None = None
 
-    async def acquire(self, wait: float) -> None:
-        """Ask until it is granted, or the time to wait is over."""
+    async def acquire(self, patience: float) -> None:
+        """Ask until it is granted, for so many seconds."""
         from anyio import sleep
 
-        end = self._clock() + max(wait, _QUICK)
+        end = self._clock() + patience
         pause = _FIRST_PAUSE
         look = False
         while True:
@@ -405,32 +413,41 @@ class _Claim:
     async def _watch(self) -> None:
         from anyio import sleep
 
-        while (left := self.lease._look_at_the_clock()) > 0:  # noqa: ASYNC110 (renewals set the clock on, not an event)
+        while (left := self.lease._look_at_the_clock()) > 0:  # noqa: ASYNC110 (nobody tells the time)
             await sleep(left)
 
     async def _renew(self) -> None:
         from anyio import sleep
 
-        while self.lease._look_at_the_clock() > 0 and self.lease.lost is None:
+        while self.lease._look_at_the_clock() > 0 and self.lease.lost is None:  # noqa: ASYNC110 (nobody tells the time)
             await sleep(await self._renew_once())
 
     async def _renew_once(self) -> float:
         """Renew it, or notice that it is lost; give the seconds until the next try."""
+        from anyio import move_on_after
+
+        seconds = self.ttl / 3
+        trouble: Exception = StoreError(f"the store did not answer within {seconds:.3g} s, a third of the ttl")
         try:
-            if self._in_doubt:
-                entry = await self._look()
-                if entry is None or not self._is_ours(entry):
-                    self._lose_to(entry)
-                    return 0
-                self._version = entry.version
-            await self._put(self._version)
+            with move_on_after(seconds):
+                await self._write_again()
+                self.lease._trouble = None
+                return self._until_due()
         except VersionConflictError:
             return 0  # by now in doubt
         except Exception as exc:
-            self.lease._trouble = exc
-            return _jittered(self.ttl / 10)
-        self.lease._trouble = None
-        return self._until_due()
+            trouble = exc
+        self.lease._trouble = trouble
+        return _jittered(self.ttl / 10)
+
+    async def _write_again(self) -> None:
+        if self._in_doubt:
+            entry = await self._look()
+            if entry is None or not self._is_ours(entry):
+                self._lose_to(entry)
+                return
+            self._version = entry.version
+        await self._put(self._version)
 
     def _until_due(self) -> float:
         return max(0, self._sent + self.ttl / 3 - self._clock())
@@ -456,24 +473,14 @@ class _Claim:
         sent = self._sent = self._clock()
         self._in_doubt = True
         record = {"holder": self.lease.holder, "mark": self._mark}
-        put = self._store.put(self._key, record, ttl=self.ttl, if_version=version)
-        self._version = await self._in_time(put)
+        self._version = await self._store.put(self._key, record, ttl=self.ttl, if_version=version)
         self._in_doubt = False
         self.lease._deadline = sent + self.ttl
 
     async def _look(self) -> Entry | None:
-        entry = await self._in_time(self._store.get(self._key))
+        entry = await self._store.get(self._key)
         self._in_doubt = False
         return entry
-
-    async def _in_time(self, answer: Awaitable[T]) -> T:
-        from anyio import move_on_after
-
-        seconds = self.ttl / 3
-        with move_on_after(seconds):
-            return await answer
-        msg = f"the store did not answer within {seconds:.3g} s, a third of the ttl"
-        raise StoreError(msg, may_retry=True)
 
     def _is_ours(self, entry: Entry) -> bool:
         return isinstance(entry.value, dict) and entry.value.get("mark") == self._mark
@@ -486,16 +493,6 @@ class _Claim:
 def _holder(entry: Entry | None) -> str | None:
     holder = entry.value.get("holder") if entry is not None and isinstance(entry.value, dict) else None
     return holder if isinstance(holder, str) else None
-
-
-def _own_name() -> str:
-    from socket import gethostname
-
-    return f"{gethostname()}:{os.getpid()}:{_random_digits()[:4]}"
-
-
-def _random_digits() -> str:
-    return os.urandom(8).hex()
 
 
 def _jittered(seconds: float) -> float:
@@ -511,7 +508,7 @@ def _tell(message: str, beside: BaseException | None = None) -> None:
 
 def _check(store: object, name: object, ttl: object, wait: object, holder: object) -> None:
     """Refuse what no lease can be made of."""
-    if isinstance(store, type) or not isinstance(store, Store):
+    if isinstance(store, type) or not hasattr(store, "put"):
         what = f"the class {store.__qualname__}" if isinstance(store, type) else f"a {type(store).__qualname__}"
         msg = f"`store` must be a store, as `MemoryStore()`, not {what}"
         raise TypeError(msg)
