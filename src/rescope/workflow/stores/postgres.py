@@ -170,21 +170,7 @@ class PostgresStore:
     __slots__ = ("_name", "_pool", "_quoted", "_ready", "_sql")
 
     def __init__(self, pool: Pool, *, table: str = "rescope_store") -> None:
-        if not callable(getattr(pool, "acquire", None)):
-            msg = (
-                f"`pool` must be an asyncpg pool, not a {type(pool).__qualname__}: "
-                "pass what `await asyncpg.create_pool(...)` gives"
-            )
-            raise TypeError(msg)
-        if not isinstance(table, str):
-            msg = f"`table` must be a string, not a {type(table).__qualname__}"
-            raise TypeError(msg)
-        if not _TABLE.fullmatch(table):
-            msg = (
-                f"`table` must be a name of letters, digits and underscores, 63 at most, "
-                f"with a schema and a dot before it or without: not {table!r}"
-            )
-            raise ValueError(msg)
+        _check(pool, table)
         self._pool = pool
         self._name = table
         self._quoted = '"' + table.replace(".", '"."') + '"'
@@ -302,6 +288,24 @@ class PostgresStore:
             self._ready = False
         passing = state.startswith(_PASSING) or (not sent and isinstance(exc, OSError))
         return StoreError(f"{about}; nothing was written", may_retry=passing or state == _NO_TABLE)
+
+
+def _check(pool: object, table: object) -> None:
+    if not callable(getattr(pool, "acquire", None)):
+        msg = (
+            f"`pool` must be an asyncpg pool, not a {type(pool).__qualname__}: "
+            "pass what `await asyncpg.create_pool(...)` gives"
+        )
+        raise TypeError(msg)
+    if not isinstance(table, str):
+        msg = f"`table` must be a string, not a {type(table).__qualname__}"
+        raise TypeError(msg)
+    if not _TABLE.fullmatch(table):
+        msg = (
+            "`table` must be a name of letters, digits and underscores, 63 at most, "
+            f"with a schema and a dot before it or without: not {table!r}"
+        )
+        raise ValueError(msg)
 
 
 @asynccontextmanager

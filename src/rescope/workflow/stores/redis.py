@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
 
 _SCHEMA = 1
-_PASSING = ("OOM", "NOREPLICAS", "MISCONF", "BUSY", "UNBLOCKED")
+_PASSING = ("NOREPLICAS", "MISCONF", "BUSY")
 """How the errors begin that pass, of those for which redis-py has no class."""
 
 _PATIENCE = 5.0
@@ -176,9 +176,6 @@ class RedisStore:
 
     def __init__(self, client: Redis | RedisCluster, *, prefix: str = "rescope") -> None:
         _check_client(client)
-        if not isinstance(prefix, str):
-            msg = f"`prefix` must be a string, not a {type(prefix).__qualname__}"
-            raise TypeError(msg)
         check_prefix(prefix)
         if not prefix or "{" in prefix or "}" in prefix:
             msg = f"`prefix` must not be empty or hold braces, which a cluster reads: not {prefix!r}"
@@ -252,9 +249,9 @@ class RedisStore:
             async with self._connected() as send:
                 sent = True
                 try:
-                    answer = await send(b"EVALSHA", script.sha, *keys_and_args)
+                    answer = await send("EVALSHA", script.sha, *keys_and_args)
                 except NoScriptError:  # it has not run
-                    answer = await send(b"EVAL", script.text, *keys_and_args)
+                    answer = await send("EVAL", script.text, *keys_and_args)
         except Exception as exc:
             raise self._told(exc, sent=sent, harmless=harmless) from exc
         if task.cancelling() > before:
@@ -288,15 +285,18 @@ class RedisStore:
                 "update rescope. Nothing was written"
             )
             return StoreError(msg)
+        while exc.args and isinstance(exc.args[0], Exception):  # so it wraps what fails as it connects
+            exc = exc.args[0]
         about = f"the store {self._prefix!r}: {_reason(exc)}"
         answered = isinstance(exc, (told.ResponseError, told.BusyLoadingError, told.AuthenticationError))
         if sent and not answered:
             msg = f"{about}; whether it was done is not known" + ("" if harmless else ": get the entry, and look")
             return StoreError(msg, may_retry=harmless)
-        passing = isinstance(exc, (told.BusyLoadingError, told.ReadOnlyError, told.TryAgainError, told.ClusterError))
-        passing = passing or str(exc).startswith(_PASSING)
-        unreachable = not answered and isinstance(exc, (told.ConnectionError, told.TimeoutError, OSError))
-        return StoreError(f"{about}; nothing was written", may_retry=passing or unreachable)
+        unreachable = (told.ConnectionError, told.TimeoutError, told.RedisClusterException, OSError)
+        passing = (told.BusyLoadingError, told.ReadOnlyError, told.OutOfMemoryError, told.TryAgainError)
+        may_retry = isinstance(exc, (*passing, told.ClusterError)) or str(exc).startswith(_PASSING)
+        may_retry = may_retry or (not answered and isinstance(exc, unreachable))
+        return StoreError(f"{about}; nothing was written", may_retry=may_retry)
 
 
 async def _sent_once(connection: Any, *command: Any) -> Any:
