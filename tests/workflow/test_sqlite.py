@@ -567,6 +567,20 @@ async def test_a_scan_reads_in_pages(path: Path) -> None:
         assert [first.key, *[entry.key async for entry in scan]] == names[:-1]
 
 
+async def test_a_page_of_large_values_is_short(path: Path) -> None:
+    """A few of them are enough for one; and what was read is let go of."""
+    async with SqliteStore(path) as store:
+        await store.put_many({f"{number:02}": "x" * 300_000 for number in range(10)})
+        scan = store.scan("")
+        await anext(scan)
+        with another(path) as connection:
+            connection.execute("DELETE FROM rescope_entries WHERE key IN ('03', '04', '05')")
+            busy, *_ = connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+
+        assert busy == 0
+        assert [entry.key async for entry in scan] == ["01", "02", "03", "06", "07", "08", "09"]
+
+
 # Threads, loops and processes
 
 

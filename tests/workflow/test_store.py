@@ -190,7 +190,15 @@ def test_what_is_no_json_is_told_by_type_alone() -> None:
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.parametrize("text", ["hunter2", b"\xff", "[" * 200_000])
+def test_what_is_nested_too_deep_to_be_read_is_told() -> None:
+    """Python's versions differ in how deep they can go."""
+    with pytest.raises(StoreError) as caught:
+        decode("key", "[" * 200_000)
+
+    assert str(caught.value) == "what the store holds under 'key' is nested too deep for this Python to read"
+
+
+@pytest.mark.parametrize("text", ["hunter2", b"\xff"])
 def test_what_the_store_holds_that_is_no_json_is_told(text: str | bytes) -> None:
     """Somebody else has written under that key."""
     with pytest.raises(StoreError) as caught:

@@ -231,10 +231,13 @@ def encode(key: str, value: Any) -> str:
 
 
 def decode(key: str, text: str | bytes) -> Any:
-    """Read what `encode` wrote. Raises `StoreError` where it is not JSON."""
+    """Read what `encode` wrote. Raises `StoreError` where it is not JSON, or is nested too deep for this Python."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        msg = f"what the store holds under {key!r} is nested too deep for this Python to read"
+        raise StoreError(msg) from None
+    except ValueError:
         msg = f"what the store holds under {key!r} is not JSON: something other than rescope wrote it"
         raise StoreError(msg) from None
 

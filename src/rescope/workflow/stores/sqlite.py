@@ -14,7 +14,7 @@ import math
 import os
 import sqlite3
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
@@ -61,6 +61,7 @@ _PAGE = (
     "SELECT key, value, version, expires_at FROM rescope_entries "  # noqa: S608
     f"WHERE key >= ? AND key > ? AND key < ? AND {_LIVE} ORDER BY key LIMIT 500"
 )
+_PAGE_SIZE = 1_000_000  # characters of values, or a bit more: values may be large
 _SWEEP = (
     "DELETE FROM rescope_entries WHERE version IN "
     "(SELECT version FROM rescope_entries WHERE expires_at <= ? LIMIT 1000)"
@@ -75,7 +76,8 @@ class SqliteStore:
 
     Let a scope hold it, `store = scope.add(SqliteStore(path))`, or use it as `async with SqliteStore(path) as store:`.
     It opens when it is first used. Any thread and any event loop may use it, and many processes the same file: on one
-    machine, as SQLite's write-ahead log does not work over a network. The file may hold tables of your own.
+    machine, as SQLite's write-ahead log does not work over a network. The calls of a store take turns. The file may
+    hold tables of your own.
 
     What a put has written stays, also when the power fails. With `synchronous="normal"` a put does not wait for the
     disk: nothing is lost when a process dies, but the last puts are when the power fails, and then their versions are
@@ -190,7 +192,15 @@ class SqliteStore:
         end = prefix_end(prefix) or _AFTER_ALL_TEXT
 
         def work(after: str, connection: sqlite3.Connection) -> list[Entry]:
-            return [_entry(row) for row in connection.execute(_PAGE, (prefix, after, end, self._clock()))]
+            entries: list[Entry] = []
+            size = 0
+            with closing(connection.execute(_PAGE, (prefix, after, end, self._clock()))) as rows:
+                for row in rows:
+                    entries.append(_entry(row))
+                    size += len(row[1])
+                    if size > _PAGE_SIZE:
+                        break
+            return entries
 
         async def page(after: str) -> list[Entry]:
             return await self._run(partial(work, after))
