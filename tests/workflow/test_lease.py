@@ -72,6 +72,14 @@ class FaultyStore:
         self.unstick = anyio.Event()
         self.ledger: Ledger | None = None
 
+    def renews_at_once(self, clock: Clock, ttl: float) -> None:
+        """Let the next renewal always be due: a put takes as long, by the clock."""
+
+        async def pass_time() -> None:
+            clock.now += ttl / 3
+
+        self.after["put"] = pass_time
+
     async def get(self, key: str) -> Entry | None:
         return await self._do("get", lambda: self.inner.get(key))
 
@@ -658,8 +666,8 @@ async def test_a_renewal_that_the_end_cuts_off_is_released_too() -> None:
     clock = Clock()
     store = FaultyStore(clock=clock)
     store.cues["put"] = [None, "done, hang"]
-    store.cues["delete"] = [None]
-    async with lease(store, "orders", ttl=TTL, clock=clock) as held:
+    store.renews_at_once(clock, LONG)
+    async with lease(store, "orders", ttl=LONG, clock=clock) as held:
         await store.tried.wait()
         await anyio.wait_all_tasks_blocked()
     assert await store.get(KEY) is None
@@ -680,7 +688,8 @@ async def test_a_late_renewal_does_not_escape_the_release() -> None:
 
     store.cues["put"] = [None, "done, hang"]
     store.before["delete"] = renew
-    async with lease(store, "orders", ttl=TTL, clock=clock):
+    store.renews_at_once(clock, LONG)
+    async with lease(store, "orders", ttl=LONG, clock=clock):
         await store.tried.wait()
         await anyio.wait_all_tasks_blocked()
     assert store.calls[-4:] == ["get", "delete", "get", "delete"]
@@ -769,22 +778,57 @@ async def test_what_no_new_try_can_mend_is_told_at_once(error: Exception) -> Non
 
 @pytest.mark.parametrize("cue", ["hang", "done, hang"])
 def test_a_store_that_hangs_when_it_is_asked(cue: str) -> None:
-    """It has the time to wait and a third of the ttl to answer; then a `StoreError` comes out, and nothing is held."""
+    """It has a third of the ttl to answer; then a `StoreError` comes out, and nothing is held."""
     times: list[float] = []
 
     async def main() -> None:
         store = FaultyStore(clock=anyio.current_time)
         store.then["put"] = cue
         start = anyio.current_time()
-        with pytest.raises(StoreError, match="the store did not answer when it was asked for lease 'orders'") as caught:
-            async with lease(store, "orders", ttl=30, clock=anyio.current_time):
+        with pytest.raises(StoreError, match=r"the store did not answer within 10 s$") as caught:
+            async with lease(store, "orders", ttl=30, wait=math.inf, clock=anyio.current_time):
                 raise AssertionError
         times.append(anyio.current_time() - start)
         assert caught.value.may_retry
         assert await store.get(KEY) is None
 
     on_a_virtual_clock(main)
-    assert times == [pytest.approx(10.5)]
+    assert times == [pytest.approx(10)]
+
+
+async def test_a_store_that_can_not_be_cut_off_and_answers_too_late() -> None:
+    """What is granted too late is not held: it is released, and a `StoreError` comes out."""
+    store = FaultyStore()
+
+    async def take_long() -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.6)
+
+    store.after["put"] = take_long
+    with pytest.raises(StoreError, match=r"did not answer within 0\.5 s"):
+        async with lease(store, "orders", ttl=1):
+            raise AssertionError
+    assert await store.get(KEY) is None
+
+
+def test_who_waits_long_hears_soon_of_a_store_that_fails() -> None:
+    """A store may fail for half a second; then who waits for ever is told, and not before."""
+    times: list[float] = []
+
+    async def main() -> None:
+        store = FaultyStore(clock=anyio.current_time)
+        await store.put(KEY, {"holder": "another", "mark": "x"}, ttl=100)
+        store.cues["get"] = [*[None] * 50, "fail", None]
+        store.then["get"] = "fail"
+        start = anyio.current_time()
+        with pytest.raises(StoreError, match="no answer"):
+            async with lease(store, "orders", ttl=LONG, wait=math.inf, clock=anyio.current_time):
+                raise AssertionError
+        assert store.calls.count("get") >= 53
+        times.append(anyio.current_time() - start)
+
+    on_a_virtual_clock(main)
+    assert 25 < times[0] < 55
 
 
 async def test_a_cancelled_asking_leaves_nothing() -> None:
@@ -982,11 +1026,7 @@ async def test_nothing_stays_held_when_it_is_cancelled_while_it_renews() -> None
         clock = Clock()
         store = FaultyStore(clock=clock)
         store.ledger = ledger
-
-        async def pass_time() -> None:
-            clock.now += LONG / 3  # the next renewal is due at once
-
-        store.after["put"] = pass_time
+        store.renews_at_once(clock, LONG)
         async with lease(store, "orders", ttl=LONG, clock=clock):
             await store.renewed.wait()
             await anyio.lowlevel.checkpoint()

@@ -236,8 +236,9 @@ def lease(
     Gives a `Lease`. Send its `token` with all that is written under the lease, and let the other side refuse one that
     is smaller than what it has seen. Without that, no lock that expires is safe.
 
-    Raises `LeaseHeldError` where somebody else holds it. A store that fails while it is asked is asked again, for as
-    long; then its `StoreError` is raised.
+    Raises `LeaseHeldError` where somebody else holds it. A store that fails is asked again for half a second; then its
+    `StoreError` is raised. So is one where the store does not answer in a third of the ttl, or half a second if that is
+    more.
 
     Where the lease is lost while the block runs, the block is cancelled, and `LeaseLostError` is raised: `from` the
     block's own exception, if it ended with one. What is no `Exception`, as a cancellation from outside, comes out
@@ -275,7 +276,7 @@ class _Leasing:
         self._scope: Scope | None = None
 
     async def __aenter__(self) -> Lease:
-        from anyio import CancelScope, current_time
+        from anyio import CancelScope
 
         claim, lease = self._claim, self._claim.lease
         if self._scope is not None:
@@ -283,17 +284,14 @@ class _Leasing:
             raise RuntimeError(msg)
         self._scope = Scope(f"lease {lease.name}")
         self._scope.add(None, claim.release, name="release", timeout=min(claim.ttl, _LONGEST_RELEASE))
-        patience = max(self._wait, _QUICK)
-        lease._body = CancelScope(deadline=current_time() + patience + claim.ttl / 3)
+        lease._body = CancelScope()
         lease._body.__enter__()
         try:
-            await claim.acquire(patience)
+            await claim.acquire(self._wait)
         except BaseException as exc:
             if not await self.__aexit__(type(exc), exc, exc.__traceback__):
                 raise
-            msg = f"the store did not answer when it was asked for lease {lease.name!r}"
-            raise StoreError(msg, may_retry=True) from None
-        lease._body.deadline = math.inf
+            raise _no_answer(claim.patience) from None
         return lease
 
     async def __aexit__(
@@ -325,7 +323,7 @@ class _Leasing:
         if lost is None or (isinstance(exc, LeaseLostError) and exc.args == lost.args):
             return
         if noticed and (exc is None or isinstance(exc, Exception)):
-            raise lost._anew() from exc or lost.__cause__
+            raise lost._anew() from (lost.__cause__ if exc is None else exc)
         _tell(str(lost), exc)
 
 
@@ -344,6 +342,7 @@ class _Claim:
         "_store",
         "_version",
         "lease",
+        "patience",
         "ttl",
     )
 
@@ -352,6 +351,7 @@ class _Claim:
         self._store = store
         self._key = _PREFIX + lease.name
         self.ttl = ttl
+        self.patience = max(ttl / 3, _QUICK)
         self._clock = lease._clock
         self._mark = mark
         self._version = 0
@@ -360,29 +360,43 @@ class _Claim:
         self._keeper: Later | None = None
         self._kept: Event | None = None
 
-    async def acquire(self, patience: float) -> None:
-        """Ask until it is granted, for so many seconds."""
+    async def acquire(self, wait: float) -> None:
+        """Ask until it is granted, or the time to wait is over, or the store goes on failing."""
         from anyio import sleep
 
-        end = self._clock() + patience
-        pause = _FIRST_PAUSE
-        look = False
+        until = end = self._clock() + max(wait, _QUICK)
+        pause, look, failing, seen = _FIRST_PAUSE, False, False, None
         while True:
-            entry, trouble = await self._try(look=look)
+            entry, trouble = await self._ask(look=look)
             if self._version:
                 self.lease.token = self._version
                 self._keeper = later(self._until_due(), self._keep)
                 return
-            left = end - self._clock()
-            if left <= 0:
-                break
-            await sleep(min(left, _jittered(pause)))
-            pause = min(2 * pause, _LONGEST_PAUSE)
-            look = True
-        if trouble is not None:
-            raise trouble
-        entry = entry or await self._look()
-        raise LeaseHeldError(self.lease.name, _holder(entry), None if entry is None else entry.expires_at)
+            now = self._clock()
+            if trouble is None:
+                seen, until = entry or seen, end
+            elif not failing:
+                until, pause = min(end, now + _QUICK), _FIRST_PAUSE
+            if now >= until:
+                raise trouble or self._refusal(seen)
+            await sleep(min(until - now, _jittered(pause)))
+            pause, look, failing = min(2 * pause, _LONGEST_PAUSE), True, trouble is not None
+
+    def _refusal(self, entry: Entry | None) -> LeaseHeldError:
+        return LeaseHeldError(self.lease.name, _holder(entry), None if entry is None else entry.expires_at)
+
+    async def _ask(self, *, look: bool) -> tuple[Entry | None, StoreError | None]:
+        """Try once. The body's cancel scope, which has no body yet, cuts off a store that takes too long."""
+        from anyio import current_time
+        from anyio.lowlevel import checkpoint
+
+        body = self.lease._body
+        body.deadline = current_time() + self.patience
+        found = await self._try(look=look)
+        body.deadline = math.inf
+        if body.cancel_called:  # where the store could not be cut off, and has answered too late
+            await checkpoint()
+        return found
 
     async def _try(self, *, look: bool) -> tuple[Entry | None, StoreError | None]:
         """Ask once; give what stands in the way. Only who was refused looks first, which saves the others a call."""
@@ -426,10 +440,9 @@ class _Claim:
         """Renew it, or notice that it is lost; give the seconds until the next try."""
         from anyio import move_on_after
 
-        seconds = self.ttl / 3
-        trouble: Exception = StoreError(f"the store did not answer within {seconds:.3g} s, a third of the ttl")
+        trouble: Exception = _no_answer(self.ttl / 3)
         try:
-            with move_on_after(seconds):
+            with move_on_after(self.ttl / 3):
                 await self._write_again()
                 self.lease._trouble = None
                 return self._until_due()
@@ -493,6 +506,10 @@ class _Claim:
 def _holder(entry: Entry | None) -> str | None:
     holder = entry.value.get("holder") if entry is not None and isinstance(entry.value, dict) else None
     return holder if isinstance(holder, str) else None
+
+
+def _no_answer(seconds: float) -> StoreError:
+    return StoreError(f"the store did not answer within {seconds:.3g} s", may_retry=True)
 
 
 def _jittered(seconds: float) -> float:
