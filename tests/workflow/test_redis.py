@@ -332,9 +332,22 @@ async def paused(url: str) -> AsyncGenerator[None]:
 
 async def waiting(client: Redis, name: str, task: asyncio.Task[None]) -> None:
     """Wait until the server holds back a command of the client of that name."""
-    while not any(entry["name"] == name and "b" in entry["flags"] for entry in await client.client_list()):
-        assert not task.done()
-        await asyncio.sleep(0)
+    with anyio.fail_after(10):
+        while not any(entry["name"] == name and "b" in entry["flags"] for entry in await client.client_list()):
+            assert not task.done()
+
+
+@on_asyncio
+async def test_an_answer_that_comes_too_late(redis_url: str) -> None:
+    """A connection whose answer did not come in time is dropped, so that no later call gets that answer for its own."""
+    async with opened(redis_url, socket_timeout=0.2) as store:
+        version = await store.put("key", "before")
+        await store.get("key")
+        async with paused(redis_url):
+            with pytest.raises(StoreError, match=r"TimeoutError: .*whether it was done is not known: get") as caught:
+                await store.put("key", "after", if_version=version)
+            assert not caught.value.may_retry
+            assert await store.get("key") == Entry("key", "before", version)
 
 
 @on_asyncio
