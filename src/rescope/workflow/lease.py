@@ -16,18 +16,21 @@ has such a clock, while the machine sleeps.
 
 The states, and who may be cancelled where:
 
-- *asking*: in the body's task, which may be cancelled at any point. Whether a put was done that was cut off is not
-  known: then the release looks for the mark.
-- *held*: the body runs, in its own task and a cancel scope. Two tasks keep the lease; the scope `_scope` hosts them, so
-  that no task group lies around the body. One renews, a third of the ttl after the put before was sent. The other
-  watches the clock, so that a store which hangs, or blocks in a thread, can't keep the loss from being noticed.
-- *renewing*: still held. Each call has a third of the ttl to answer. Ending the body cancels it.
-- *in doubt*: a put failed, or was not answered. Still held, until the time that counts from the last success is over:
-  nobody can take it before. The next try looks first for what stands there.
-- *lost*: the time is over, or an entry without our mark stands there, or none. Noticed by one of the two tasks, or by
-  `check()`: the body's cancel scope is cancelled, once. Nothing is sent to the store any more.
-- *releasing*: a closer of `_scope`, in a task that no cancellation of the body's reaches, in the time there is.
-- *gone*: released, lost, or left to expire, which is told.
+- *asking*: in the body's task, which may be cancelled at any point, inside the cancel scope that is the body's later.
+  Whether a put was done that was cut off isn't known: then the release looks for the mark.
+- *held*: the body runs, in its cancel scope. No task group lies around it, and no task waits beside it: a timer starts
+  one, `_keep`, when the first renewal is due. That one is no child of the body's and hears of no cancellation of it. It
+  has two children. One renews, the other watches the clock, so that a store which hangs in a thread, where nothing can
+  cut it off, doesn't keep the loss from being noticed.
+- *renewing*: still held. The store has a third of the ttl to answer. The end of the body cancels it.
+- *in doubt*: a put failed or was cut off, and may have been done. Still held, for the time since the last success was
+  sent: nobody can take it before. The next try looks first whose entry stands there.
+- *lost*: the time is over, or the entry there is another's, or none. One of the two children notices, or `check`. The
+  body's cancel scope is cancelled, once.
+- *releasing*: by a closer of a `Scope`, which no cancellation of the body's task reaches, in the time that there is:
+  first `_keep` is cancelled and waited for, then the entry is deleted. What a cut-off renewal may have written is
+  looked for.
+- *gone*: released, lost, or left to expire; the latter two are told.
 """
 
 from __future__ import annotations
@@ -362,8 +365,6 @@ class _Claim:
 
     async def acquire(self, wait: float) -> None:
         """Ask until it is granted, or the time to wait is over, or the store goes on failing."""
-        from anyio import sleep
-
         until = end = self._clock() + max(wait, _QUICK)
         pause, look, failing, seen = _FIRST_PAUSE, False, False, None
         while True:
@@ -379,7 +380,7 @@ class _Claim:
                 until, pause = min(end, now + _QUICK), _FIRST_PAUSE
             if now >= until:
                 raise trouble or self._refusal(seen)
-            await sleep(min(until - now, _jittered(pause)))
+            await _sleep(min(until - now, _jittered(pause)))
             pause, look, failing = min(2 * pause, _LONGEST_PAUSE), True, trouble is not None
 
     def _refusal(self, entry: Entry | None) -> LeaseHeldError:
@@ -388,14 +389,13 @@ class _Claim:
     async def _ask(self, *, look: bool) -> tuple[Entry | None, StoreError | None]:
         """Try once. The body's cancel scope, which has no body yet, cuts off a store that takes too long."""
         from anyio import current_time
-        from anyio.lowlevel import checkpoint
 
         body = self.lease._body
         body.deadline = current_time() + self.patience
         found = await self._try(look=look)
         body.deadline = math.inf
         if body.cancel_called:  # where the store could not be cut off, and has answered too late
-            await checkpoint()
+            await _sleep(0)
         return found
 
     async def _try(self, *, look: bool) -> tuple[Entry | None, StoreError | None]:
@@ -425,16 +425,12 @@ class _Claim:
             self._kept.set()
 
     async def _watch(self) -> None:
-        from anyio import sleep
-
-        while (left := self.lease._look_at_the_clock()) > 0:  # noqa: ASYNC110 (nobody tells the time)
-            await sleep(left)
+        while (left := self.lease._look_at_the_clock()) > 0:
+            await _sleep(left)
 
     async def _renew(self) -> None:
-        from anyio import sleep
-
-        while self.lease._look_at_the_clock() > 0 and self.lease.lost is None:  # noqa: ASYNC110 (nobody tells the time)
-            await sleep(await self._renew_once())
+        while self.lease._look_at_the_clock() > 0 and self.lease.lost is None:
+            await _sleep(await self._renew_once())
 
     async def _renew_once(self) -> float:
         """Renew it, or notice that it is lost; give the seconds until the next try."""
@@ -501,6 +497,12 @@ class _Claim:
     def _lose_to(self, entry: Entry | None) -> None:
         found = "its entry is gone from the store" if entry is None else f"{_holder(entry)} holds it now"
         self.lease._lose(found)
+
+
+async def _sleep(seconds: float) -> None:
+    from anyio import sleep  # late, as each import of anyio's names is felt where a lease is taken often
+
+    await sleep(seconds)
 
 
 def _holder(entry: Entry | None) -> str | None:
