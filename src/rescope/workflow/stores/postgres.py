@@ -157,6 +157,10 @@ class PostgresStore:
     the table. asyncpg itself adds a round trip to each use of a pool, to reset the connection, unless the pool is made
     with a `reset` of your own, and another one when a connection sees a statement for the first time.
 
+    Use asyncpg 0.32 or newer: with older ones, `pool.close()` may wait for ever after a connection was cut. A table
+    that has just grown from a few rows to very many is slow until PostgreSQL's autovacuum has analysed it, as
+    connections keep the plans they made: within about a minute, or `ANALYZE` it.
+
     What a put has written stays as long as PostgreSQL keeps its commits: not with `synchronous_commit=off`, where a
     crash may also give a version a second time, nor where a replica takes over that didn't have it. Time is that of
     the server.
