@@ -157,7 +157,8 @@ class RedisStore:
     """A store in Redis 7 or newer, or Valkey, through a client of redis-py: `redis.asyncio.Redis`, or `RedisCluster`.
 
     The client stays yours to close; redis-py has no state "closed", and one that is used afterwards connects again.
-    redis-py must be 5.3 or newer, 8 for a cluster. `prefix` keeps stores apart that share a server. All of one lies in one slot, and so on one node of a cluster.
+    redis-py must be 5.3 or newer, 8 for a cluster. `prefix` keeps stores apart that share a server. All of one lies in
+    one slot, and so on one node of a cluster.
 
     Each operation is one round trip, apart from the first of its kind after the server has started. redis-py's retries
     don't apply: where a connection is cut, `StoreError` tells whether the call may be made again.
