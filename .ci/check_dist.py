@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 ROOT = Path(__file__).parents[1]
 NAME = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
 VERSION = runpy.run_path(str(ROOT / "src" / NAME / "_version.py"))["__version__"]
+ABOUT = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
 IGNORED = [".git", *(line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split())]
 
 
@@ -58,7 +59,7 @@ def main(dist: Path) -> int:
         print(f"expected {wheel.name} and {sdist.name}, found: {', '.join(path.name for path in dist.iterdir())}")
         return 1
     package = {path.removeprefix("src/") for path in files(ROOT / "src")}
-    about = {f"{NAME}-{VERSION}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
+    about = {f"{NAME}-{VERSION}.dist-info/{name}" for name in ABOUT}
     marker = f"{NAME}/py.typed"
     fine = [
         report(wheel, in_wheel(wheel), package | about | {marker}),

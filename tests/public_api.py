@@ -180,7 +180,7 @@ def describe() -> dict[str, str]:
     modules = public_modules()
     sections = {module: [told(module, name) for name in public_names(module)] for module in modules}
     sections[IMPLIED] = [told(*place) for place in implied()]
-    return {title: "\n".join(sorted(set(section), key=order)) for title, section in sections.items()}
+    return {title: "\n".join(sorted(set(section), key=order)).strip() for title, section in sections.items()}
 
 
 def order(text: str) -> tuple[bool, str]:

@@ -595,7 +595,7 @@ Untyped: Any = FaultyResource
             TypeError,
             "`close` takes None, seconds, .* or a list .*, not a object",
         ),
-        (lambda: Untyped(close=int), TypeError, "`close` takes None, .*, not a int"),
+        (lambda: Untyped(close=int), TypeError, "`close` takes None, .*, not the class int"),
         (lambda: Untyped(Boom()), TypeError, "`name` must be a string, not a Boom"),
         (lambda: Untyped().fail("gone"), TypeError, "`fail` takes an exception, not a str"),
     ],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -25,7 +27,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, Trace
 
 from rescope import ResourceCleanupError, Scope
 from rescope._version import __version__
-from rescope.events import ScopeEvent, ScopePath
+from rescope.events import ScopeEvent, ScopePath, tee
 from rescope.otel import Tracing
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tracing.py"
@@ -536,6 +538,26 @@ async def test_a_callback_that_comes_late_is_no_harm(spans: Spans, tracing: Trac
 
     assert spans.names == ["scope a"]
     assert (spans["scope a"].attributes or {})["rescope.resources.closed"] == 0
+
+
+async def test_a_traced_event_may_be_copied_and_pickled(tracing: Tracing) -> None:
+    """Events go on a queue to another process as they are: what `Tracing` knows of their scope stays here."""
+    events: list[ScopeEvent] = []
+    async with Scope("service", on_event=tee(tracing, events.append)) as scope:
+        scope.child("request")
+        for event in (pickle.loads(pickle.dumps(events[-1])), copy.deepcopy(events[-1])):  # noqa: S301 (our own)
+            assert event == events[-1]
+            assert vars(event.path) == {"parent": None}
+        path = copy.deepcopy(events[1].path)
+        assert isinstance(path, ScopePath)
+        assert path.parent == ("service",)
+        assert [*path] == ["service", "request"]
+
+
+def test_an_event_that_no_scope_made_is_refused(tracing: Tracing) -> None:
+    """An event whose path is a plain tuple can't be told from that of another scope: it is refused by its type."""
+    with pytest.raises(TypeError, match="with a ScopePath for a path, not a tuple"):
+        tracing(ScopeEvent("opened", ("service",), None, 1.0))
 
 
 async def test_a_tracer_that_fails_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -541,19 +541,30 @@ async def test_keys_that_need_each_other_are_refused() -> None:
             assert pool.size == 0
 
 
-async def test_an_open_that_closes_its_pool_is_refused() -> None:
-    """The closing would wait for the opening, and that for the closing: an error says so."""
-    pools: list[KeyedPool[str, None]] = []
+@pytest.mark.parametrize("suspends", [True, False])
+async def test_an_open_may_close_what_holds_its_pool(suspends: bool) -> None:
+    """The closing does not wait for the opening that it is part of: that is cancelled, and all is closed."""
+    outer = Scope()
+    log: list[str] = []
 
-    async def circle(scope: Scope, key: str) -> None:
-        await pools[0].aclose()
+    async def fatal(scope: Scope, key: str) -> None:
+        scope.defer(log.append, f"close {key}")
+        if suspends:
+            await anyio.lowlevel.checkpoint()
+        if key == "b":
+            await outer.aclose()
+            log.append(pool.state)
+            await anyio.lowlevel.checkpoint()
+            log.append("not reached")
 
     with anyio.fail_after(5):
-        async with KeyedPool(circle) as pool:
-            pools.append(pool)
-            with pytest.raises(RuntimeError, match="closes the pool that it is for: that would wait"):
-                await use(pool, "a")
-            assert pool.state == "open"
+        pool = outer.add(KeyedPool(fatal))
+        await use(pool, "a")
+        with pytest.raises(ScopeClosedError):
+            await use(pool, "b")
+
+    assert sorted(set(log)) in (["close a", "close b"], ["close a", "close b", "closed"])
+    assert (outer.state, pool.state) == ("closed", "closed")
 
 
 # What `open` may be, and give
@@ -1177,6 +1188,20 @@ async def test_one_whose_hosted_manager_died_is_replaced(caplog: pytest.LogCaptu
     assert "mortal: ExceptionGroup of ConnectionError: the server went away" in record.getMessage()
 
 
+async def test_one_that_died_in_use_is_closed_when_its_last_user_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    """It is not kept for its idle time, and what it died of is logged at once."""
+    kill, dead = anyio.Event(), anyio.Event()
+    with anyio.fail_after(5):
+        async with KeyedPool(lambda key: mortal(key, kill, dead)) as pool:
+            async with pool.use("a"):
+                kill.set()
+                await dead.wait()
+                await anyio.wait_all_tasks_blocked()
+            await anyio.wait_all_tasks_blocked()
+            assert pool.size == 0
+            assert "the server went away" in caplog.text
+
+
 async def test_one_whose_scope_was_closed_is_replaced() -> None:
     """A value that closes its own scope is out of the pool."""
     scopes: list[Scope] = []
@@ -1316,6 +1341,18 @@ async def test_a_discarded_one_that_fails_to_open_is_forgotten() -> None:
             await anyio.wait_all_tasks_blocked()
             assert [type(error) for error in told] == [Fault]
             assert await use(pool, "a") is second
+
+
+async def test_a_closer_may_discard_the_key_that_takes_its_place() -> None:
+    """The closing for the limit begins within the asking for another key: that is claimed by then, and stays."""
+
+    def open_now(scope: Scope, key: str) -> str:
+        scope.defer(lambda: pool.discard("b"))
+        return key
+
+    async with KeyedPool(open_now, limit=1) as pool:
+        await use(pool, "a")
+        assert await use(pool, "b") == "b"
 
 
 # Closing
@@ -1576,10 +1613,9 @@ async def test_an_opening_that_heeds_no_cancellation_is_left_behind() -> None:
             await anyio.wait_all_tasks_blocked()
             with pytest.raises(ResourceCleanupError, match=r"opening .*stubborn 1: CloseTimeoutError"):
                 await pool.aclose()
-            assert told == []
+            await anyio.wait_all_tasks_blocked()
+            assert [type(error) for error in told] == [ScopeClosedError]
             gate.set()
-
-    assert [type(error) for error in told] == [ScopeClosedError]
 
 
 async def test_an_opening_that_ends_while_the_pool_closes_is_closed() -> None:
@@ -1898,6 +1934,277 @@ async def test_closing_the_pool_may_be_cancelled_at_every_point() -> None:
 
     report = await cancel_everywhere(program, ordered=False)
     assert report.total > 0
+
+
+# In circles, too late, interrupted
+
+
+@pytest.mark.parametrize("kind", [Resource, Connection])
+async def test_what_opens_when_the_pool_is_closed_is_closed_again(kind: type) -> None:
+    """An opening that heeds no cancellation is left behind; what `open(key)` gives after that is not lost."""
+    gate = anyio.Event()
+    closed = anyio.Event()
+    told: list[Any] = []
+
+    async def stubborn(key: str) -> Any:
+        await unheeding(gate)
+        if kind is Resource:
+            return Resource(key, closed.set)
+        connection = Connection(key, [])
+        connection.closed = closed
+        return connection
+
+    with anyio.fail_after(5):
+        pool = KeyedPool(stubborn, grace=SHORT)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(outcome_of, partial(use, pool, "a"), told)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(ResourceCleanupError, match="CloseTimeoutError"):
+                await pool.aclose()
+            gate.set()
+            await closed.wait()
+
+    assert [type(error) for error in told] == [ScopeClosedError]
+
+
+async def test_what_opens_too_late_and_fails_to_close_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The pool is closed, and those who waited are gone: the log has it."""
+    gate = anyio.Event()
+    told: list[Any] = []
+
+    async def stubborn(key: str) -> Resource[str]:
+        await unheeding(gate)
+        return Resource(key, partial(int, "no number"), name="late")
+
+    with anyio.fail_after(5):
+        pool = KeyedPool(stubborn, grace=SHORT)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(outcome_of, partial(use, pool, "a"), told)
+            await anyio.wait_all_tasks_blocked()
+            with pytest.raises(ResourceCleanupError, match="CloseTimeoutError"):
+                await pool.aclose()
+            gate.set()
+            await anyio.wait_all_tasks_blocked()
+
+    assert "stubborn 1: 1 of 1 resources failed to close: late: ValueError" in caplog.text
+
+
+@pytest.mark.parametrize("askers", [1, 3])
+async def test_a_failing_open_leaves_no_circle(askers: int) -> None:
+    """What its frames hold is gone with the exception, without the collector."""
+    kept: list[weakref.ref[Connection]] = []
+    told: list[Any] = []
+
+    async def fail(scope: Scope, key: str) -> None:
+        connection = Connection(key, [])
+        kept.append(weakref.ref(connection))
+        await anyio.lowlevel.checkpoint()
+        raise Fault
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with KeyedPool(fail) as pool:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(askers):
+                    tasks.start_soon(outcome_of, partial(use, pool, "a"), told)
+            assert [type(error) for error in told] == [Fault] * askers
+            told.clear()
+            await anyio.wait_all_tasks_blocked()
+            assert [ref() for ref in kept] == [None]
+    finally:
+        gc.enable()
+
+
+async def test_keys_that_need_each_other_are_refused_when_both_are_asked_for() -> None:
+    """Two tasks ask, each for one of two that need each other: both are told, and neither waits for ever."""
+    told: list[Any] = []
+
+    async def circle(scope: Scope, key: str) -> str:
+        await anyio.lowlevel.checkpoint()
+        return await scope.host(pool.use("b" if key == "a" else "a"))
+
+    with anyio.fail_after(5):
+        async with KeyedPool(circle) as pool, anyio.create_task_group() as tasks:
+            for key in "ab":
+                tasks.start_soon(outcome_of, partial(use, pool, key), told)
+
+    assert [type(error) for error in told] == [RuntimeError] * 2
+    assert all(str(error).endswith("asks the pool for its own key: that would wait for itself") for error in told)
+
+
+async def test_keys_that_share_what_they_need_are_no_circle() -> None:
+    """`a` and `b` need `c` and each waits for it; `d` needs all three."""
+    needs = {"a": "c", "b": "c", "d": "abc"}
+
+    async def build(scope: Scope, key: str) -> str:
+        await anyio.lowlevel.checkpoint()
+        for other in needs.get(key, ""):
+            await scope.host(pool.use(other))
+        return key
+
+    with anyio.fail_after(5):
+        async with KeyedPool(build) as pool, users(pool, "a", "b", "d") as (given, _):
+            await anyio.wait_all_tasks_blocked()
+            assert sorted(given) == ["a", "b", "d"]
+            assert pool.size == 4
+
+
+async def test_a_check_that_asks_for_its_own_key_is_refused() -> None:
+    """It is a mistake in `validate` and no verdict: who asked is told, and the value stays."""
+    server = Server()
+
+    async def check(connection: Connection) -> bool:
+        await use(pool, connection.key)
+        return True
+
+    with anyio.fail_after(5):
+        async with KeyedPool(server.open, validate=check) as pool:
+            await use(pool, "a")
+            with pytest.raises(RuntimeError, match=r"checking Server.open 1 asks the pool for its own key"):
+                await use(pool, "a")
+
+    assert server.asked["a"] == 1
+
+
+async def test_a_check_that_nobody_waits_for_is_cancelled_while_the_value_is_in_use() -> None:
+    """One that hangs does not keep the key from the next who asks until its user leaves."""
+    server = Server()
+    asked: list[str] = []
+
+    async def check(connection: Connection) -> bool:
+        asked.append("check")
+        if len(asked) == 1:
+            await anyio.sleep_forever()
+        return True
+
+    with anyio.fail_after(5):
+        async with KeyedPool(server.open, validate=check) as pool, pool.use("a") as first:
+            with anyio.move_on_after(SHORT):
+                await use(pool, "a")
+            assert await use(pool, "a") is first
+
+    assert asked == ["check", "check"]
+
+
+@on_asyncio
+async def test_discard_may_be_called_from_a_callback_of_the_loop() -> None:
+    """Clients tell of a lost connection so, where no task runs."""
+    server = Server()
+    with anyio.fail_after(5):
+        async with KeyedPool(server.open) as pool:
+            first = await use(pool, "a")
+            asyncio.get_running_loop().call_soon(pool.discard, "a")
+            await first.closed.wait()
+            assert (pool.size, "a" in pool) == (0, False)
+            assert await use(pool, "a") is server.made[1]
+
+
+@pytest.mark.parametrize("idle", [1e-9, SHORT])
+async def test_a_closer_may_close_the_pool_when_its_time_has_come(idle: float) -> None:
+    """However short the time, it is the first step of a task then that closes the pool."""
+    closed = anyio.Event()
+
+    def open_now(scope: Scope, key: str) -> None:
+        async def close() -> None:
+            await pool.aclose()
+            closed.set()
+
+        scope.defer(close)
+
+    with anyio.fail_after(5):
+        async with KeyedPool(open_now, idle=idle) as pool:
+            await use(pool, "a")
+            await closed.wait()
+            assert pool.state == "closed"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+async def test_an_interrupt_of_an_opening_comes_out_of_the_close_that_cancels_it(kind: type[BaseException]) -> None:
+    """What is no `Exception` is not lost where those who waited get a `ScopeClosedError`."""
+    told: list[Any] = []
+
+    async def interrupted(key: str) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise kind
+
+    pool = KeyedPool(interrupted)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(outcome_of, partial(use, pool, "a"), told)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(kind):
+            await pool.aclose()
+
+    assert [type(error) for error in told] == [ScopeClosedError]
+    assert pool.state == "closed"
+
+
+async def test_an_interrupt_of_an_abandoned_opening_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody is there to be told. An ordinary error is what came of the cancellation, and says nothing."""
+    kinds: list[type[BaseException]] = [SystemExit, Fault]
+
+    async def interrupted(key: str) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise kinds.pop(0)
+
+    async with KeyedPool(interrupted, label=str) as pool:
+        for key in "ab":
+            with anyio.move_on_after(SHORT):
+                await use(pool, key)
+            await anyio.wait_all_tasks_blocked()
+
+    assert [record.getMessage() for record in caplog.records] == ["opening a: SystemExit"]
+
+
+async def test_an_opening_may_close_its_pool_when_that_is_closing() -> None:
+    """The closing waits for it, so it does not wait for the closing."""
+    told: list[Any] = []
+    log: list[str] = []
+
+    async def hang(key: str) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await pool.aclose()
+            log.append(pool.state)
+
+    with anyio.fail_after(5):
+        pool = KeyedPool(hang)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(outcome_of, partial(use, pool, "a"), told)
+            await anyio.wait_all_tasks_blocked()
+            await pool.aclose()
+
+    assert log == ["closing"]
+    assert [type(error) for error in told] == [ScopeClosedError]
+
+
+async def test_a_key_whose_value_is_being_closed_is_not_in_the_pool() -> None:
+    """Neither while the whole pool closes, nor where the scope of the value was closed."""
+    gate = anyio.Event()
+    scopes: list[Scope] = []
+
+    def open_now(scope: Scope, key: str) -> None:
+        scopes.append(scope)
+        scope.defer(gate.wait)
+
+    with anyio.fail_after(5):
+        pool = KeyedPool(open_now)
+        await use(pool, "a")
+        await use(pool, "b")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(scopes[0].aclose)
+            await anyio.wait_all_tasks_blocked()
+            assert ("a" in pool, "b" in pool) == (False, True)
+            tasks.start_soon(pool.aclose)
+            await anyio.wait_all_tasks_blocked()
+            assert "b" not in pool
+            gate.set()
 
 
 # Bad input, looking

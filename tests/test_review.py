@@ -705,3 +705,35 @@ async def test_a_generator_function_is_no_closer(kind: str) -> None:
     with pytest.raises((TypeError, ResourceCleanupError)):
         scope.defer(asynchronous if kind == "async" else synchronous)
         await scope.aclose()
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+async def test_a_child_may_close_its_parent_while_another_child_closes_by_itself(*, concurrent: bool) -> None:
+    """Then each of the two is around the other, and who looks for the scopes around them still comes to an end."""
+    gate, began = anyio.Event(), anyio.Event()
+    closed: list[str] = []
+    parent = Scope("parent", concurrent=concurrent)
+    parent.defer(closed.append, "parent")
+    mine, other = parent.child("mine"), parent.child("other")
+
+    async def wait() -> None:
+        began.set()
+        await gate.wait()
+        closed.append("other")
+
+    async def close_all() -> None:
+        await anyio.lowlevel.checkpoint()
+        await parent.aclose()
+        closed.append("mine")
+
+    other.defer(wait)
+    mine.defer(close_all)
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other.aclose)
+            await began.wait()
+            tasks.start_soon(mine.aclose)
+            await anyio.wait_all_tasks_blocked()
+            gate.set()
+    assert sorted(closed) == ["mine", "other", "parent"]
+    assert [scope.state for scope in (parent, mine, other)] == ["closed"] * 3

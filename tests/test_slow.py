@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from rescope import ResourceCleanupError, Scope
+from rescope import Resource, ResourceCleanupError, Scope
 from rescope._slow import Settings, _said, _watched
 from rescope.events import warn_when_slow
 
@@ -153,6 +153,33 @@ async def test_names_what_is_inside_a_child_and_where_that_is(said: Said) -> Non
     assert [line.rpartition(" s so far ")[2] for line in lines[:2]] == [
         "(scope in scope 'request' in scope 'service')"
     ] * 2
+
+
+async def test_what_is_released_is_not_the_beginning_of_more(said: Said) -> None:
+    """Of what is closed out of turn it is said which scope holds it, and not that more is to close: the rest stays."""
+    scope = Scope("service")
+    scope.defer(print)
+    slow = Slow()
+    handle = scope.defer(slow.aclose)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(handle.aclose)
+        line, *_ = await said.count(1)
+        slow.go.set()
+        assert line.endswith(" s so far (scope 'service')")
+    assert scope.size == 1
+    scope.detach(scope.resources[0])
+
+
+async def test_says_so_of_what_no_scope_holds(said: Said) -> None:
+    """A handle that is closed by its owner is named alone."""
+    slow = Slow()
+    handle = Resource("x", slow.aclose, name="lonely")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(handle.aclose)
+        line, *_ = await said.count(1)
+        slow.go.set()
+        assert line.startswith("closing lonely takes long: ")
+        assert line.endswith(" s so far")
 
 
 async def test_begins_anew_with_the_next_one(said: Said) -> None:

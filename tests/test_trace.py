@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 from rescope import Resource, Scope
@@ -144,10 +146,23 @@ def test_is_switched_on_by_the_environment(value: str | None, *, traced: bool) -
     assert "ResourceWarning" in run.stderr
 
 
-async def test_names_the_library_that_calls_directly(watch: Watch) -> None:
-    """Where an event loop runs a method of the scope as a task, the site is in the library."""
+async def test_knows_no_line_where_a_loop_calls_directly(watch: Watch) -> None:
+    """Where an event loop or a thread runs a method of the scope by itself, no line of theirs is taken for the site."""
     async with Scope() as scope:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(scope.acquire, Thing, Thing.close)
-        (handle,) = scope.resources
-        assert not str(site_of(handle)).startswith(__file__)
+        await anyio.to_thread.run_sync(scope.defer, print)
+        thread = Thread(target=scope.defer, args=(print,))
+        thread.start()
+        thread.join()
+        assert [traced_name(handle) for handle in scope.resources] == ["Thing", "print", "print"]
+
+
+async def test_knows_the_line_that_used_contextlib(watch: Watch) -> None:
+    """Where `contextlib` stands between, the site is the line that used it."""
+    scope = Scope()
+    with ExitStack() as stack:
+        stack.callback(scope.defer, print)
+    (handle,) = scope.resources
+    assert str(site_of(handle)).startswith(f"{__file__}:")
+    await scope.aclose()

@@ -92,13 +92,7 @@ def _outwards() -> Iterator[Closing | Held]:
 
 def _waits_for_us(x: Resource[Any] | Scope) -> bool:
     """Tell whether a scope that closes waits for something out of turn, within the closing of which this runs."""
-    for closing in _outwards():
-        scope = closing.holder
-        while scope is not None:
-            if scope is x:
-                return True
-            scope = scope._parent()
-    return False
+    return any(scope is x for closing in _outwards() for scope in line_of(closing.holder))
 
 
 def host_within(x: Resource[Any] | Scope) -> Hosted[Any] | None:
@@ -107,14 +101,21 @@ def host_within(x: Resource[Any] | Scope) -> Hosted[Any] | None:
         if not isinstance(closing, Life):
             continue
         host: Hosted[Any] = closing.resource
-        if host is x:
+        if host is x or any(scope is x for scope in line_of(host.holder())):
             return host
-        scope = host.holder()
-        while scope is not None:
-            if scope is x:
-                return host
-            scope = scope._parent()
     return None
+
+
+def line_of(scope: Scope | None) -> Iterator[Scope]:
+    """Give a scope and those around it, outwards, each once.
+
+    Where a closer of a child closes the parent, each is around the other.
+    """
+    seen = set()
+    while scope is not None and scope not in seen:
+        yield scope
+        seen.add(scope)
+        scope = scope._parent()
 
 
 async def apart(begin: Callable[[], Awaitable[BaseException | None]], host: Hosted[Any]) -> BaseException | None:

@@ -12,6 +12,7 @@ from rescope._unwind import Unwinding
 if TYPE_CHECKING:
     import weakref
 
+    from rescope._backends import Backend
     from rescope._child import Child
     from rescope._pool_errand import Errand
     from rescope._resource import Resource
@@ -23,14 +24,15 @@ K = TypeVar("K")
 class Entry(Generic[K]):
     """One key, from when it is first asked for until its value is gone."""
 
-    __slots__ = ("claims", "errand", "handles", "key", "leaving", "opened", "retired", "scope", "since", "value")
+    __slots__ = ("claims", "errand", "handles", "key", "leaving", "on", "opened", "retired", "scope", "since", "value")
 
     value: Any
     since: float
     """When it was used last."""
 
-    def __init__(self, key: K, scope: Scope) -> None:
+    def __init__(self, key: K, scope: Scope, on: Backend) -> None:
         self.key = key
+        self.on = on
         self.scope = scope
         self.claims = 0
         self.errand: Errand | None = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from inspect import Parameter, isasyncgenfunction, isgeneratorfunction, signature
 from typing import TYPE_CHECKING, Any
 
-from rescope._closer import check_callable, check_seconds, is_awaitable, name_of
+from rescope._closer import check_callable, check_seconds, find_closer, is_awaitable, name_of
 from rescope._resource import Resource
+from rescope.exceptions import ScopeClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -58,12 +59,19 @@ async def _take(scope: Scope, given: Any, name: str) -> Any:
     awaited = not _is_manager(given) and is_awaitable(given)
     if awaited:
         given = await given
-    if isinstance(given, Resource):
-        return scope.add(given)
-    if _is_manager(given) and not (awaited and _has_closer(given)):
+    if _is_manager(given) and not (isinstance(given, Resource) or (awaited and _has_closer(given))):
         return await scope.host(given)
+    handle = given if isinstance(given, Resource) else _resource(given, name)
     try:
-        return scope.add(given)
+        return scope.add(handle)
+    except ScopeClosedError:  # it was left behind when the pool closed, and is late
+        await handle.aclose()
+        raise
+
+
+def _resource(given: Any, name: str) -> Resource[Any]:
+    try:
+        return Resource(given, find_closer(given))
     except TypeError as exc:
         msg = f"{name} gave the pool what it can't close ({exc}): give a `Resource(value, close)` instead"
         raise TypeError(msg) from exc

@@ -9,7 +9,9 @@ with the outermost: what a test adds to the scope of its session is not lost.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
+from collections import Counter
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -43,7 +45,7 @@ class LeakWatch:
         self._made: WeakKeyDictionary[Any, object] = WeakKeyDictionary()
         self._dropped: list[str] = []
         self._told: set[Resource[Any]] = set()
-        self._filters = warnings.filters
+        self._filters: object = warnings.filters
         self._patch = pytest.MonkeyPatch()
 
     def start(self) -> None:
@@ -53,7 +55,7 @@ class LeakWatch:
         @wraps(make)
         def made(scope: Registry, *args: Any, **kwargs: Any) -> None:
             make(scope, *args, **kwargs)
-            self._made[scope] = self._maker
+            self._made[scope] = _IMPORT if _importing() else self._maker
 
         self._patch.setattr(Registry, "__init__", made)
         watcher: Watcher = self
@@ -92,10 +94,10 @@ class LeakWatch:
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_call(self) -> Generator[None, object, object]:
-        """Note the filters of this phase."""
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Note the filters of this phase; those of `recwarn`, which lets the test look at warnings, stand already."""
         __tracebackhide__ = True
-        self._filters = warnings.filters
+        self._filters = None if "recwarn" in getattr(item, "fixturenames", ()) else warnings.filters
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -134,7 +136,8 @@ class LeakWatch:
         marker = item.get_closest_marker("rescope_leaks")
         if marker is None:
             return self._mode
-        return marker.args[0] if len(marker.args) == 1 else marker.args
+        given = (*marker.args, *marker.kwargs.values())
+        return given[0] if len(given) == 1 else given
 
     def _check_mode(self, item: pytest.Item) -> None:
         if (mode := self._mode_for(item)) not in MODES:
@@ -147,12 +150,15 @@ class LeakWatch:
         item.warn(pytest.PytestWarning(message))
 
     def _message(self, item: pytest.Item) -> str:
-        """Say what is open that nobody else is going to close, each once; nothing where nobody wants to know."""
+        """Say what is open that nobody else is going to close, each once, and alike lines as one."""
         dropped, self._dropped = self._dropped, []
         left = {handle: scope for lost in self._lost() for handle, scope in _leaves(lost)}
         new = [self._line(handle, scope._label()) for handle, scope in left.items() if handle not in self._told]
         self._told = set(left)
-        return "" if self._mode_for(item) == "off" else "\n".join(dropped + new)
+        if self._mode_for(item) == "off":
+            return ""
+        lines = Counter(dropped + new)
+        return "\n".join(line if times == 1 else f"{line}, {times} times" for line, times in lines.items())
 
     def _lost(self) -> Iterator[Scope]:
         """Find the outermost scopes whose makers are finished."""
@@ -164,8 +170,19 @@ class LeakWatch:
     def _line(self, handle: Resource[Any], label: str) -> str:
         how = "still closing" if handle.state == "closing" else "left open"
         where = "a scope without a name" if label == "scope" else label
-        site = (site_of(handle) or "a place that was not recorded").removeprefix(self._directory)
-        return f"{how}: {handle.name} in {where}, registered at {site}"
+        site = site_of(handle)
+        at = "" if site is None else f", registered at {site.removeprefix(self._directory)}"
+        return f"{how}: {handle.name} in {where}{at}"
+
+
+def _importing() -> bool:
+    """Tell whether a module is being imported, by the test or by what calls it: what it makes is there to stay."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith("pluggy."):
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _leaves(scope: Scope) -> Iterator[tuple[Resource[Any], Scope]]:

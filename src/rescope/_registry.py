@@ -19,7 +19,7 @@ from rescope._closer import (
     find_closer,
     is_awaitable,
 )
-from rescope._closing import CLOSED, CLOSING, OPEN
+from rescope._closing import CLOSED, CLOSING, OPEN, line_of
 from rescope._entered import Entered, check_manager
 from rescope._flight import Flight, chain, raise_unchanged
 from rescope._held import Held, hold
@@ -428,15 +428,13 @@ class Registry:
             raise ScopeClosedError(msg)
 
     def _refuse_entered(self) -> None:
-        scope: Registry | None = self
-        while scope is not None:
+        for scope in line_of(cast("Scope", self)):
             if scope._concurrent:
                 msg = (
                     f"{scope._label()} closes concurrently, and an entered manager can't be exited beside others: "
                     "use `await scope.host(...)`"
                 )
                 raise TypeError(msg)
-            scope = scope._parent()
 
     def _label(self) -> str:
         return "scope" if self._name is None else f"scope {self._name!r}"

@@ -42,6 +42,9 @@ class Scope(Registry):
 
     __slots__ = ()
 
+    _pass = Unwinding
+    """How it unwinds."""
+
     def child(self, name: str | None = None, *, grace: float | None = None, concurrent: bool = False) -> Scope:
         """Open a scope inside this one.
 
@@ -252,7 +255,7 @@ class Scope(Registry):
         budget = None if grace is None else Budget(grace)
         self._state = CLOSING
         self._straight = None
-        self._unwinding = unwinding = Unwinding(self, outcome, flight, self.size)
+        self._unwinding = unwinding = self._pass(self, outcome, flight, self.size)
         if budget is not None:
             unwinding.budget = budget
         if self._concurrent:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from rescope._closing import Closing
     from rescope._held import Held
-    from rescope._scope import Scope
 
     Watched: TypeAlias = "Closing | Held"
 
@@ -81,18 +80,19 @@ def _look_at(key: int, closing: Watched, after: float) -> float:
     if elapsed >= due:
         due = 2 * max(due, elapsed)
         _said[key] = resource, due
-        _say(closing.scope or closing.holder, resource, elapsed)
+        _say(closing, resource, elapsed)
     return due - elapsed
 
 
-def _say(scope: Scope | None, resource: Any, elapsed: float) -> None:
+def _say(closing: Watched, resource: Any, elapsed: float) -> None:
     if resource is None or resource._inner() is not None:  # what takes long in a child is said of itself
         return
     from logging import getLogger
 
-    where = ""
-    if scope is not None:
-        where = f" ({scope._label()}" + (f", {scope.size} more to close)" if scope.size else ")")
-        while (scope := scope._parent()) is not None:
-            where = f"{where[:-1]} in {scope._label()})"
+    from rescope._closing import line_of
+
+    where = " in ".join(scope._label() for scope in line_of(closing.scope or closing.holder))
+    more = 0 if closing.scope is None else closing.scope.size  # what is closed out of turn is in one that stays open
+    if where:
+        where = f" ({where}, {more} more to close)" if more else f" ({where})"
     getLogger("rescope").warning("closing %s takes long: %.3g s so far%s", resource.name, elapsed, where)

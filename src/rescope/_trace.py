@@ -26,9 +26,15 @@ class Trace:
     watcher: Watcher | None = None
 
 
+_PASSED_ON = {"rescope", "contextlib"}
+_RUNNERS = {"anyio", "asyncio", "concurrent", "threading", "trio"}
+
+
 def registered(handle: Resource[Any]) -> None:
-    """Take note of where something is registered: at the line of the caller's that led to it."""
-    handle._site = _site()
+    """Take note of where something is registered: at the line of the caller's that led to it, if there is one."""
+    site = _site()
+    if site is not None:
+        handle._site = site
 
 
 def site_of(handle: Resource[Any]) -> str | None:
@@ -42,9 +48,11 @@ def traced_name(handle: Resource[Any]) -> str:
     return handle.name if site is None else f"{handle.name} (registered at {site})"
 
 
-def _site() -> str:
-    """Find the nearest line outside of this package."""
+def _site() -> str | None:
+    """Find the nearest line that is somebody's own. What a loop or a thread runs by itself has none."""
     frame: Any = sys._getframe(2)
-    while str(frame.f_globals.get("__name__")).partition(".")[0] == "rescope":
+    while (package := str(frame.f_globals.get("__name__")).partition(".")[0]) in _PASSED_ON:
         frame = frame.f_back
+    if package in _RUNNERS:
+        return None
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"

@@ -36,6 +36,10 @@ class ScopePath(tuple[str, ...]):  # noqa: SLOT001 (a tuple can have none)
         self.parent = parent
         return self
 
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[str, ...], ScopePath | None]]:
+        """Be copied and pickled as names alone: who watches may keep here what only this process knows."""
+        return type(self), (tuple(self), self.parent)
+
 
 class ScopeEvent(NamedTuple):
     """One thing that happened to a scope or to a resource it holds.

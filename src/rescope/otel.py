@@ -11,25 +11,26 @@ scope, also with one that is dropped without being closed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast, final
+from typing import TYPE_CHECKING, final
 
 from rescope._version import __version__
+from rescope.events import ScopePath
 from rescope.exceptions import reason
 
 try:
     from opentelemetry.context import get_current
     from opentelemetry.trace import Link, get_current_span, get_tracer, set_span_in_context
     from opentelemetry.trace.status import Status, StatusCode
-except ImportError as exc:
+except ImportError as _missing:
     msg = "rescope.otel needs the API of OpenTelemetry: pip install 'rescope[otel]'"
-    raise ImportError(msg, name=exc.name) from exc
+    raise ImportError(msg, name=_missing.name) from _missing
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer, TracerProvider
     from opentelemetry.util.types import AttributeValue
 
-    from rescope.events import ScopeEvent, ScopePath
+    from rescope.events import ScopeEvent
 
 __all__ = ["Tracing"]
 
@@ -56,8 +57,11 @@ class Tracing:
         self._key = f"_life_of_tracing_{id(self)}"
 
     def __call__(self, event: ScopeEvent) -> None:
-        """Take an event of a scope."""
-        path = cast("ScopePath", event.path)
+        """Take an event of a scope. Raises `TypeError` for one that somebody else made."""
+        path = event.path
+        if not isinstance(path, ScopePath):
+            msg = f"Tracing takes in what scopes tell, with a ScopePath for a path, not a {type(path).__name__}"
+            raise TypeError(msg)
         known = vars(path)
         if event.kind == "opened" and self._key not in known:
             above = None if path.parent is None else vars(path.parent).get(self._key)

@@ -34,8 +34,7 @@ from rescope._pool_entry import Entry, time_left
 from rescope._pool_errand import Errand, Stop
 from rescope._pool_options import check_options, opener
 from rescope._scope import Scope
-from rescope._tell import log
-from rescope.exceptions import ResourceCleanupError, ScopeClosedError, reason
+from rescope.exceptions import ScopeClosedError, reason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
@@ -180,7 +179,7 @@ class KeyedPool(Generic[K, V]):
         did not ask for. A cancellation ends the waiting; where nobody waits any more, it ends the opening too.
 
         Raises `TypeError` for a key that is not hashable; `ScopeClosedError`, on entering, when the pool is closed;
-        `RuntimeError` where `open` or `validate` asks for the very key they are at.
+        `RuntimeError` where `open` or `validate` asks for the very key they are at, or for one that waits for that.
         """
         try:
             hash(key)
@@ -192,7 +191,8 @@ class KeyedPool(Generic[K, V]):
     def discard(self, key: K) -> None:
         """Let the next who asks for that key get a new value; the old one closes when its last user leaves.
 
-        For what is known to be broken or out of date. A key that is not there is nothing to do.
+        For what is known to be broken or out of date. A key that is not there is nothing to do. It may be called from a
+        callback of the event loop, as clients do where a connection is lost.
         """
         entry = self._entries.get(key)
         if entry is not None and not entry.leaving:
@@ -213,7 +213,7 @@ class KeyedPool(Generic[K, V]):
     def __contains__(self, key: object) -> bool:
         """Tell whether the next user of that key is given a value that is there."""
         entry = self._entries.get(key)  # type: ignore[arg-type]
-        return entry is not None and entry.opened and not entry.leaving
+        return entry is not None and entry.opened and not (entry.leaving or entry.dead)
 
     def __bool__(self) -> bool:
         return True
@@ -225,13 +225,15 @@ class KeyedPool(Generic[K, V]):
     async def aclose(self) -> None:
         """Close all, at once, also what is in use: nobody is waited for. Closing twice closes once.
 
-        What is being opened is cancelled, and those who wait for it get a `ScopeClosedError`. All of it, and each, has
-        the seconds of `grace`, or what the scope that holds the pool has left, if that is less; what is not closed by
-        then is cancelled and forced. Raises `ResourceCleanupError` to the caller that closes. A cancellation waits
-        until all is closed, then it is raised.
+        What is being opened is cancelled, and those who wait for it get a `ScopeClosedError`; an `open` that closes its
+        own pool is cancelled too, and not waited for. All of it, and each, has the seconds of `grace`, or what is left
+        to the scope that holds the pool, if that is less; what is not closed by then is cancelled and forced. Raises
+        `ResourceCleanupError` to the caller that closes. A cancellation waits until all is closed, then it is raised.
         """
         if self._scope.state == "open":
             self._begin_to_close()
+        elif any(errand.needs_us() for _, errand in self._running()):
+            return
         try:
             await self._scope.aclose()
         finally:
@@ -262,12 +264,12 @@ class KeyedPool(Generic[K, V]):
             self._refuse_closed()
             entry = self._entries.get(key) or self._new(key)
             if entry.leaving and entry.running is not None:
-                entry.running.refuse_within("asks the pool for its own key")
-                await entry.running.ended.wait()
+                await entry.running.wait()
                 continue
             entry.claims += 1
             self._idle.pop(entry, None)
             try:
+                self._trim()
                 ready = await self._ready(entry)
             except BaseException:
                 self._give_up(entry)
@@ -286,9 +288,9 @@ class KeyedPool(Generic[K, V]):
             return True
         errand = entry.running
         if errand is None:
-            errand = entry.errand = Errand(f"{'opening' if opening else 'checking'} {entry.scope.name}")
-            errand.start(partial(self._opening if opening else self._checking, entry))
-        errand.refuse_within("asks the pool for its own key")
+            work = self._opening if opening else self._checking
+            name = f"{'opening' if opening else 'checking'} {entry.scope.name}"
+            errand = entry.errand = Errand(name, entry.on, partial(work, entry))
         done = await errand.done()
         self._refuse_closed()
         return done and (opening or not entry.retired)
@@ -299,20 +301,18 @@ class KeyedPool(Generic[K, V]):
             return
         if entry.running is None:
             self._rest(entry)
-        else:
-            entry.running.call_off()
 
     def _rest(self, entry: Entry[K]) -> None:
         """Keep what nobody claims for a while, or close it."""
-        if entry.retired or self._idle_time == 0:
+        if entry.retired or entry.dead or self._idle_time == 0:
             self._close(entry)
             return
-        entry.since = backend().now()
+        entry.since = entry.on.now()
         self._idle[entry] = None
         self._trim()
         if self._idle_time is not None and (self._sweep is None or self._sweep.over):
-            self._sweep = Errand("sweeping")
-            Context().run(self._sweep.start, partial(self._sweeping, self._idle_time))
+            self._sweep = Errand("sweeping", entry.on, partial(self._sweeping, self._idle_time))
+            Context().run(self._sweep.start)
 
     # Opening, checking, closing: each in a task of the pool's own
 
@@ -322,9 +322,8 @@ class KeyedPool(Generic[K, V]):
         if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             msg = f"`label` must give a string, not a {type(name).__qualname__}"
             raise TypeError(msg)
-        entry = self._entries[key] = Entry(key, self._scope.child(name, grace=self._grace))
+        entry = self._entries[key] = Entry(key, self._scope.child(name, grace=self._grace), backend())
         self._live.add(entry)
-        self._trim()
         return entry
 
     async def _opening(self, entry: Entry[K]) -> None:
@@ -336,11 +335,10 @@ class KeyedPool(Generic[K, V]):
             entry.leave()
             try:
                 if scope.state == "open":  # else the pool closes it, and waits for us
-                    await scope.__aexit__(type(exc), exc, exc.__traceback__)
-            except ResourceCleanupError as error:
-                if not entry.claims:
-                    self._log(error)
-                raise
+                    try:
+                        await scope.__aexit__(type(exc), exc, exc.__traceback__)
+                    finally:
+                        scope._unwinding = None  # it knows the exception, which by its traceback knows the scope
             finally:
                 self._forget(entry)
             raise
@@ -367,6 +365,8 @@ class KeyedPool(Generic[K, V]):
             if entry.errand.called_off:  # type: ignore[union-attr]
                 raise
         except Exception as exc:
+            if entry.errand.refused:  # type: ignore[union-attr]
+                raise
             logging.getLogger("rescope").debug("%s failed its check: %s", entry.scope.name, reason(exc))
         return False
 
@@ -390,15 +390,12 @@ class KeyedPool(Generic[K, V]):
         self._leaving.add(entry)
         entry.leave()
         # In a context of nobody's: what closes here is no part of what the one who leaves works for.
-        errand = entry.errand = Errand(f"closing {entry.scope.name}")
-        Context().run(errand.start, partial(self._closing, entry))
+        entry.errand = Errand(f"closing {entry.scope.name}", entry.on, partial(self._closing, entry))
+        Context().run(entry.errand.start)
 
     async def _closing(self, entry: Entry[K]) -> None:
         try:
             await entry.scope.aclose()
-        except BaseException as exc:
-            if not isinstance(exc, backend().Cancelled):
-                self._log(exc)
         finally:
             self._forget(entry)
 
@@ -427,19 +424,20 @@ class KeyedPool(Generic[K, V]):
             raise ScopeClosedError(msg)
 
     def _begin_to_close(self) -> None:
-        running = [(entry, errand) for entry in self._live if (errand := entry.running) is not None]
-        for _, errand in running:
-            errand.refuse_within("closes the pool that it is for")
-        for entry, errand in running:  # what is registered last is closed first
-            (entry.scope if entry.scope.state == "open" else self._scope).add(Stop(errand))
+        for entry, errand in self._running():
+            if errand.needs_us():
+                errand.call_off()
+            else:  # what is registered last is closed first
+                (entry.scope if entry.scope.state == "open" else self._scope).add(Stop(errand))
         starting = [entry.running for entry in self._leaving if entry.scope.state == "open"]  # to close by themselves
-        for errand in (*starting, self._sweep):
-            if errand is not None and not errand.over:
-                self._scope.add(Stop(errand))
+        for late in (*starting, self._sweep):
+            if late is not None and not late.over:
+                self._scope.add(Stop(late))
         self._scope._grace = least(self._grace, time_left())
 
-    def _log(self, exc: BaseException) -> None:
-        log(f"pool of {self._name}: {reason(exc)}")
+    def _running(self) -> list[tuple[Entry[K], Errand]]:
+        """Give what is being opened or checked."""
+        return [(entry, errand) for entry in self._live if (errand := entry.running) is not None]
 
 
 _TICK = 1e-6

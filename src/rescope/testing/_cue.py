@@ -57,8 +57,8 @@ def is_error(cue: object) -> bool:
 
 
 def _refuse(what: str, takes: str, given: object) -> NoReturn:
-    name = given.__qualname__ if isinstance(given, type) else type(given).__qualname__
-    msg = f"`{what}` {takes}, not a {name}"
+    name = f"the class {given.__qualname__}" if isinstance(given, type) else f"a {type(given).__qualname__}"
+    msg = f"`{what}` {takes}, not {name}"
     raise TypeError(msg)
 
 

@@ -59,7 +59,7 @@ class FaultyResource:
     __slots__ = ("_bell", "_close", "_ledger", "_open", "_told", "history", "is_closed", "name", "saw")
 
     name: str
-    """What it is called in errors, and in the ledger."""
+    """What it is called in its own errors, and in the ledger. A scope calls it by its type, unless it is told else."""
     history: list[Moment]
     """All that happened to it, in order."""
     is_closed: bool
