@@ -7,6 +7,7 @@ from rescope.testing._cue import Cue
 from rescope.testing._faulty import FaultyResource, Moment
 from rescope.testing._ledger import Ledger
 from rescope.testing._report import CancelEverywhereError, CancelMode, CancelReport, Fault
+from rescope.testing._store_contract import StoreCheck, StoreContract, StoreContractError, store_contract
 
 __all__ = [
     "CancelEverywhereError",
@@ -18,6 +19,10 @@ __all__ = [
     "FaultyResource",
     "Ledger",
     "Moment",
+    "StoreCheck",
+    "StoreContract",
+    "StoreContractError",
     "assert_all_closed",
     "cancel_everywhere",
+    "store_contract",
 ]

@@ -1,0 +1,46 @@
+"""Resources that several processes share, on one small store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rescope.workflow.lease import Lease, LeaseHeldError, LeaseLostError, lease
+from rescope.workflow.store import BatchStore, Entry, Store, StoreClosedError, StoreError, VersionConflictError
+from rescope.workflow.stores.memory import MemoryStore
+from rescope.workflow.stores.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from rescope.workflow.stores.postgres import PostgresStore
+    from rescope.workflow.stores.redis import RedisStore
+
+__all__ = [
+    "BatchStore",
+    "Entry",
+    "Lease",
+    "LeaseHeldError",
+    "LeaseLostError",
+    "MemoryStore",
+    "PostgresStore",
+    "RedisStore",
+    "SqliteStore",
+    "Store",
+    "StoreClosedError",
+    "StoreError",
+    "VersionConflictError",
+    "lease",
+]
+
+_LATE = {
+    "PostgresStore": "rescope.workflow.stores.postgres",
+    "RedisStore": "rescope.workflow.stores.redis",
+}
+"""What needs an extra is imported when it is asked for."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from importlib import import_module
+
+    return getattr(import_module(_LATE[name]), name)

@@ -1,0 +1,357 @@
+"""A store in Redis 7 or newer, or Valkey, on redis-py: each operation is one script, which the server runs as a whole.
+
+Four keys of the server hold it all. They share a hash tag, and so a slot of a cluster: an entry, its place in the order
+and the count of versions change together or not at all.
+
+- `entries`, a hash: key to version, deadline and JSON
+- `order`, a sorted set of all keys, with equal scores: so they stand in the order of their bytes, that of code points
+- `deadlines`, a sorted set of the keys that expire, by when, in microseconds
+- `about`, a hash: the schema, and the last version
+
+Expiry is not the server's own, as that would leave the key in `order`: the scripts compare the deadline with the
+server's clock. A version is that clock, in microseconds, or one more than the last version where that is more: so
+versions grow also where a replica takes over that has not got the last few.
+
+redis-py sends a command again where the connection was cut under it. A compare-and-set that was done, and whose answer
+was lost, would then find its own write, and call it a conflict. So commands are sent on a connection of the client's
+pool, where nobody repeats them; a cluster's client does not repeat what is sent to a node that the caller names.
+"""
+
+from __future__ import annotations
+
+import re
+from asyncio import CancelledError, current_task
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from hashlib import sha1
+from math import inf
+from typing import TYPE_CHECKING, Any, cast, final
+
+from rescope.workflow.store import (
+    Entry,
+    Scan,
+    StoreError,
+    VersionConflictError,
+    check_if_version,
+    check_key,
+    check_prefix,
+    check_ttl,
+    decode,
+    encode,
+)
+from rescope.workflow.stores._asyncio import refuse_trio
+
+if TYPE_CHECKING:
+    from asyncio import Task
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+    from redis.asyncio import Redis, RedisCluster
+
+_SCHEMA = 1
+_PASSING = ("NOREPLICAS", "MISCONF", "BUSY")
+"""How the errors begin that pass, of those for which redis-py has no class."""
+
+_PATIENCE = 5.0
+"""How long a cancellation waits for the answer."""
+
+_START = """
+local entries, order, deadlines, about = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local schema, last = unpack(redis.call('HMGET', about, 'schema', 'version'))
+if schema and schema ~= '1' then
+    return redis.error_reply('RESCOPESCHEMA ' .. schema)
+end
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+
+local function live(held)
+    if not held then return nil end
+    local version, deadline, json = string.match(held, '^(%d+) (%d+) (.*)$')
+    if deadline ~= '0' and tonumber(deadline) <= now then return nil end
+    return {version, deadline, json}
+end
+
+local function drop(key)
+    redis.call('HDEL', entries, key)
+    redis.call('ZREM', order, key)
+    redis.call('ZREM', deadlines, key)
+end
+"""
+_GET = """
+return live(redis.call('HGET', entries, ARGV[1]))
+"""
+_PUT = """
+local ttl, expected = tonumber(ARGV[1]), ARGV[2]
+if expected ~= '' then
+    local held = live(redis.call('HGET', entries, ARGV[3]))
+    local found = held and held[1] or '0'
+    if found ~= expected then return {0, tonumber(found)} end
+end
+
+local deadline = '0'
+if ttl > 0 then
+    deadline = string.format('%.0f', math.min(now + ttl, 2^53))
+    local over = redis.call('ZRANGE', deadlines, '-inf', string.format('%.0f', now), 'BYSCORE', 'LIMIT', 0, 100 + #ARGV)
+    for _, key in ipairs(over) do drop(key) end
+end
+
+local first = math.max(now, (last or 0) + 1)
+local version = first
+for i = 3, #ARGV, 2 do
+    local key = ARGV[i]
+    redis.call('HSET', entries, key, string.format('%.0f ', version) .. deadline .. ' ' .. ARGV[i + 1])
+    redis.call('ZADD', order, 0, key)
+    if ttl > 0 then
+        redis.call('ZADD', deadlines, deadline, key)
+    else
+        redis.call('ZREM', deadlines, key)
+    end
+    version = version + 1
+end
+redis.call('HSET', about, 'schema', '1', 'version', string.format('%.0f', version - 1))
+return {1, first}
+"""
+_DELETE = """
+local held = live(redis.call('HGET', entries, ARGV[1]))
+if not held or (ARGV[2] ~= '' and ARGV[2] ~= held[1]) then return 0 end
+drop(ARGV[1])
+return 1
+"""
+_PAGE = """
+local keys = redis.call('ZRANGE', order, ARGV[1], ARGV[2], 'BYLEX', 'LIMIT', 0, 500)
+if #keys == 0 then return {} end
+local page = {keys[#keys]}
+for i, held in ipairs(redis.call('HMGET', entries, unpack(keys))) do
+    local entry = live(held)
+    if entry then
+        table.insert(page, {keys[i], unpack(entry)})
+    end
+end
+return page
+"""
+_NEWER = re.compile(r"RESCOPESCHEMA (\d+)")
+
+
+@final
+class _Script:
+    """What the server keeps under the hash of its text. The flags say what it needs, so that it is refused as a whole.
+
+    Without any, a server that is out of memory refuses it before it begins.
+    """
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, body: str, flags: str = "") -> None:
+        self.text = f"#!lua{flags}\n{_START}{body}"
+        self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_GETTING = _Script(_GET, " flags=no-writes")
+_PAGING = _Script(_PAGE, " flags=no-writes")
+_PUTTING = _Script(_PUT)
+_DELETING = _Script(_DELETE, " flags=allow-oom")
+
+
+@final
+class RedisStore:
+    """A store in Redis 7 or newer, or Valkey, through a client of redis-py: `redis.asyncio.Redis`, or `RedisCluster`.
+
+    The client stays yours to close; redis-py has no state "closed", and one that is used afterwards connects again.
+    redis-py must be 5.3 or newer, 8 for a cluster. `prefix` keeps stores apart that share a server. All of one lies in
+    one slot, and so on one node of a cluster.
+
+    Each operation is one round trip, apart from the first of its kind after the server has started. redis-py's retries
+    don't apply: where a connection is cut, `StoreError` tells whether the call may be made again.
+
+    What a put has written stays as long as the server keeps it: `appendonly` and `appendfsync` decide whether a crash
+    loses the last second or more, and a replica that takes over may not have had the latest. Versions grow all the
+    same, as far as the clocks agree. Keep `maxmemory-policy` at `noeviction`. Time is that of the server.
+
+    Raises `TypeError` or `ValueError` for arguments that can't be, as a client that isn't async; `RuntimeError` on
+    trio, where redis-py does not run; `StoreError` where the server fails or can't be reached, and for what a newer
+    version of rescope has written. One that is cancelled waits for its answer, for 5 seconds at most; a second
+    `task.cancel()`, and with `RedisCluster` the first, cuts that off.
+    """
+
+    __slots__ = ("_client", "_keys", "_prefix")
+
+    def __init__(self, client: Redis | RedisCluster, *, prefix: str = "rescope") -> None:
+        _check_client(client)
+        check_prefix(prefix)
+        if not prefix or "{" in prefix or "}" in prefix:
+            msg = f"`prefix` must not be empty or hold braces, which a cluster reads: not {prefix!r}"
+            raise ValueError(msg)
+        self._client = client
+        self._prefix = prefix
+        self._keys = [f"{{{prefix}}}:{name}".encode() for name in ("entries", "order", "deadlines", "about")]
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self._prefix!r}>"
+
+    async def get(self, key: str) -> Entry | None:
+        """See `Store.get`."""
+        check_key(key)
+        held = await self._run(_GETTING, key.encode())
+        return None if held is None else _entry(key, *held)
+
+    async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
+        """See `Store.put`."""
+        check_if_version(if_version)
+        if if_version is None:
+            return (await self.put_many({key: value}, ttl=ttl))[key]
+        check_key(key)
+        check_ttl(ttl)
+        given = (_microseconds(ttl), if_version, key.encode(), encode(key, value).encode())
+        done, version = await self._run(_PUTTING, *given, harmless=False)
+        if not done:
+            raise VersionConflictError(key, if_version, version)
+        return int(version)
+
+    async def put_many(self, values: Mapping[str, Any], *, ttl: float | None = None) -> dict[str, int]:
+        """See `BatchStore.put_many`. The server does nothing else meanwhile: about 10 ms for 1,000 entries."""
+        check_ttl(ttl)
+        for key in values:
+            check_key(key)
+        given = [part.encode() for key, value in values.items() for part in (key, encode(key, value))]
+        _, first = await self._run(_PUTTING, _microseconds(ttl), b"", *given)
+        return {key: first + i for i, key in enumerate(values)}
+
+    async def delete(self, key: str, *, if_version: int | None = None) -> bool:
+        """See `Store.delete`."""
+        check_key(key)
+        check_if_version(if_version, least=1)
+        return bool(await self._run(_DELETING, key.encode(), if_version or b""))
+
+    def scan(self, prefix: str) -> Scan:
+        """See `Store.scan`. Each page is what the store holds at one moment."""
+        check_prefix(prefix)
+        end = b"(" + prefix.encode() + b"\xff"  # no UTF-8 has that byte
+
+        async def page(after: str) -> list[Entry]:
+            start = b"(" + after.encode() if after else b"[" + prefix.encode()
+            while reply := await self._run(_PAGING, start, end):
+                last, *entries = reply
+                if entries:
+                    return [_entry(key.decode(), *held) for key, *held in entries]
+                start = b"(" + last  # all of that page had expired
+            return []
+
+        return Scan(page)
+
+    async def _run(self, script: _Script, *args: Any, harmless: bool = True) -> Any:
+        """Run a script in one round trip. `harmless`: it may be run again even if it was done."""
+        from redis.exceptions import NoScriptError
+
+        refuse_trio("RedisStore", "redis-py")
+        task, sent = cast("Task[Any]", current_task()), False
+        before = task.cancelling()
+        keys_and_args = (len(self._keys), *self._keys, *args)
+        try:
+            async with self._connected() as send:
+                sent = True
+                try:
+                    answer = await send("EVALSHA", script.sha, *keys_and_args)
+                except NoScriptError:  # it has not run
+                    answer = await send("EVAL", script.text, *keys_and_args)
+        except Exception as exc:
+            raise self._told(exc, sent=sent, harmless=harmless) from exc
+        if task.cancelling() > before:
+            _cancel_all_the_same()
+        return answer
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncGenerator[Callable[..., Awaitable[Any]]]:
+        """Give what sends one command, once, and gives the answer as bytes, whatever the client makes of answers."""
+        from anyio import fail_after
+
+        client: Any = self._client
+        if hasattr(client, "get_node_from_key"):
+            await client.initialize()
+            node = client.get_node_from_key(self._keys[0].decode())
+            with fail_after(_PATIENCE, shield=True):  # a cluster's client gives up the answer where it is cancelled
+                yield partial(client.execute_command, target_nodes=node, NEVER_DECODE=True)
+            return
+        connection = await client.connection_pool.get_connection()
+        try:
+            yield partial(_sent_once, connection)
+        finally:
+            await client.connection_pool.release(connection)
+
+    def _told(self, exc: Exception, *, sent: bool, harmless: bool) -> StoreError:
+        from redis import exceptions as told
+
+        if newer := _NEWER.search(str(exc)):
+            msg = (
+                f"the store {self._prefix!r} has schema {newer[1]}, of a newer rescope; this one knows {_SCHEMA}: "
+                "update rescope. Nothing was written"
+            )
+            return StoreError(msg)
+        while exc.args and isinstance(exc.args[0], Exception):  # so it wraps what fails as it connects
+            exc = exc.args[0]
+        about = f"the store {self._prefix!r}: {_reason(exc)}"
+        answered = isinstance(exc, (told.ResponseError, told.BusyLoadingError, told.AuthenticationError))
+        if sent and not answered:
+            msg = f"{about}; whether it was done is not known" + ("" if harmless else ": get the entry, and look")
+            return StoreError(msg, may_retry=harmless)
+        unreachable = (told.ConnectionError, told.TimeoutError, told.RedisClusterException, OSError)
+        passing = (told.BusyLoadingError, told.ReadOnlyError, told.OutOfMemoryError, told.TryAgainError)
+        may_retry = isinstance(exc, (*passing, told.ClusterError)) or str(exc).startswith(_PASSING)
+        may_retry = may_retry or (not answered and isinstance(exc, unreachable))
+        return StoreError(f"{about}; nothing was written", may_retry=may_retry)
+
+
+async def _sent_once(connection: Any, *command: Any) -> Any:
+    """Send a command, and read its answer.
+
+    Where it is cancelled, the answer is waited for all the same: else what was cancelled could still be done later.
+    """
+    from anyio import move_on_after
+    from redis.exceptions import ResponseError
+
+    await connection.send_command(*command)
+    try:
+        return await connection.read_response(disable_decoding=True, disconnect_on_error=False)
+    except CancelledError:
+        with move_on_after(_PATIENCE, shield=True), suppress(Exception):
+            await connection.read_response(disable_decoding=True)
+        raise
+    except ResponseError:
+        raise
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+
+
+def _cancel_all_the_same() -> None:
+    """Raise the cancellation that Python 3.11's `wait_for` has swallowed under redis-py, unless it comes again."""
+    from anyio import current_effective_deadline
+
+    if current_effective_deadline() > -inf:  # else it is from a scope of anyio, which goes on cancelling
+        raise CancelledError
+
+
+def _check_client(client: object) -> None:
+    try:
+        from redis.asyncio import Redis, RedisCluster
+    except ImportError as exc:
+        msg = "RedisStore needs redis-py: pip install 'rescope[redis]'"
+        raise ImportError(msg) from exc
+    if not isinstance(client, (Redis, RedisCluster)):
+        msg = (
+            f"`client` must be a `redis.asyncio.Redis` or `RedisCluster`, not a {type(client).__module__}."
+            f"{type(client).__qualname__}: `from redis.asyncio import Redis`"
+        )
+        raise TypeError(msg)
+
+
+def _reason(exc: Exception) -> str:
+    text = exc.args[0] if exc.args and isinstance(exc.args[0], str) else ""
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+def _microseconds(ttl: float | None) -> int:
+    return 0 if ttl is None else max(1, round(ttl * 1_000_000))
+
+
+def _entry(key: str, version: bytes, deadline: bytes, text: bytes) -> Entry:
+    return Entry(key, decode(key, text), int(version), int(deadline) / 1_000_000 if deadline != b"0" else None)
