@@ -33,6 +33,19 @@ __all__ = [
 _LATE = {
     "PostgresStore": "rescope.workflow.stores.postgres",
     "RedisStore": "rescope.workflow.stores.redis",
+    "Acquire": "rescope.workflow.machine",
+    "Release": "rescope.workflow.machine",
+    "EventResource": "rescope.workflow.machine",
+    "MachineMemory": "rescope.workflow.machine",
+    "StoreMemory": "rescope.workflow.machine",
+    "TransactionViolation": "rescope.workflow.machine",
+    "ExecutionViolation": "rescope.workflow.machine",
+    "ProcessedLog": "rescope.workflow.processed",
+    "JobLog": "rescope.workflow.jobs",
+    "checkpoint": "rescope.workflow.checkpoints",
+    "get_or_create": "rescope.workflow.shared",
+    "RetryLedger": "rescope.workflow.retries",
+    "validated": "rescope.workflow.validation",
 }
 """What needs an extra is imported when it is asked for."""
 
