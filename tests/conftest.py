@@ -1,12 +1,17 @@
-"""Every async test runs on asyncio, on asyncio with uvloop, and on trio, as far as they are installed."""
+"""Every async test runs on asyncio, on asyncio with uvloop, and on trio, as far as they are installed.
+
+Servers are real: one of each for all tests, ended by the process that started it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Generator
 from typing import Any
 
 import pytest
+from examples.servers import postgres, valkey
 
 BACKENDS = [pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio")]
 if importlib.util.find_spec("uvloop"):
@@ -29,3 +34,17 @@ def pytest_pycollect_makeitem(name: str, obj: object) -> None:
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """The backend that a test runs on."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Generator[str]:
+    """The URL of a PostgreSQL server."""
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Generator[str]:
+    """The URL of a Valkey server."""
+    with valkey() as url:
+        yield url
