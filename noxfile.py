@@ -12,6 +12,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.sessions = ["tests", "coverage", "lint", "types", "docs", "package", "oldest", "without"]
 
 PYTHONS = ["3.11", "3.12", "3.13"]
+CORE = ["tests", "--ignore=tests/clients", "-m", "not long"]
 
 
 @nox.session(python=PYTHONS)
@@ -25,7 +26,7 @@ def tests(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Run the tests, and fail where a branch was not taken."""
     session.install("-e", ".[test]")
-    session.run("coverage", "run", "-m", "pytest", "tests", "--ignore=tests/clients", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", *CORE, *session.posargs)
     session.run("coverage", "report")
 
 
@@ -82,16 +83,16 @@ def oldest(session: nox.Session) -> None:
     oldest = session.run("python", ".ci/oldest.py", silent=True)
     constraints.write_text(str(oldest), encoding="utf-8")
     session.install("-e", ".[test-core]", "--constraint", str(constraints))
-    session.run("python", "-m", "pytest", "tests", "--ignore=tests/clients", *session.posargs)
+    session.run("python", "-m", "pytest", *CORE, *session.posargs)
 
 
 @nox.session(python=PYTHONS[-1])
-@nox.parametrize("extras", ["[otel]", "[otel,trio]"], ids=["trio and uvloop", "uvloop"])
-def without(session: nox.Session, extras: str) -> None:
+@nox.parametrize("more", ["", ",trio"], ids=["trio and uvloop", "uvloop"])
+def without(session: nox.Session, more: str) -> None:
     """Run the tests where optional packages are not installed."""
     test = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["test-core"]
-    session.install("-e", f".{extras}", *(one for one in test if not one.startswith(("rescope", "uvloop"))))
-    session.run("python", "-m", "pytest", "tests", "--ignore=tests/clients", *session.posargs)
+    session.install("-e", f".[cli,otel,postgres,redis{more}]", *(one for one in test if not one.startswith(("rescope", "uvloop"))))
+    session.run("python", "-m", "pytest", *CORE, *session.posargs)
 
 
 @nox.session(python=PYTHONS)

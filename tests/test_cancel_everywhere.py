@@ -35,6 +35,8 @@ from rescope import (
 from rescope.testing import CancelReport, Ledger, cancel_everywhere
 from running import load_example
 
+pytestmark = pytest.mark.long
+
 Program = Callable[[Ledger], Awaitable[object]]
 
 

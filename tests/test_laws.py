@@ -38,6 +38,8 @@ from strategies import (
     walk,
 )
 
+pytestmark = pytest.mark.long
+
 everywhere = pytest.mark.parametrize("backend", BACKENDS)
 CANCELS = (*DOES, "cancel", "cancel", "cancel")
 

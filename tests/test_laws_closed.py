@@ -21,6 +21,8 @@ from programs import Place, Runner, ran
 from rescope import ResourceCleanupError, Scope, WrongTaskError
 from strategies import DOES, Child, Managed, Plain, Program, examples, nothing_else, programs, sensible, walk
 
+pytestmark = pytest.mark.long
+
 everywhere = pytest.mark.parametrize("backend", BACKENDS)
 
 

@@ -43,6 +43,8 @@ from strategies import (
     walk,
 )
 
+pytestmark = pytest.mark.long
+
 everywhere = pytest.mark.parametrize("backend", BACKENDS)
 FAILING = ("return", "raise", "raise", "raise secret", "err", "err value", "cancelled")
 

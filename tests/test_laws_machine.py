@@ -31,6 +31,8 @@ from programs import Place, Runner
 from rescope import Resource, Scope
 from strategies import HOWS, Child, HostAll, Hosted, Plain, Program, examples
 
+pytestmark = pytest.mark.long
+
 everywhere = pytest.mark.parametrize("backend", BACKENDS)
 numbers = st.integers(0, 7)
 

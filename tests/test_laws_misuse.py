@@ -18,6 +18,8 @@ from programs import Runner, ran
 from rescope import Resource, Scope, create_resource, scoped, with_scope
 from strategies import DOES, Program, examples, programs
 
+pytestmark = pytest.mark.long
+
 everywhere = pytest.mark.parametrize("backend", BACKENDS)
 
 

@@ -20,6 +20,8 @@ from labels import CANCELLED, Fault
 from rescope import ResourceCleanupError, Scope
 from strategies import Shown, examples
 
+pytestmark = pytest.mark.long
+
 everywhere = pytest.mark.parametrize("backend", BACKENDS)
 
 CARRYING = ("pass", "pass", "suppress", "reraise", "wrap", "wrap twice", "group", "group of wrapped", "part")

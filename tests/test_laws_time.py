@@ -23,6 +23,8 @@ from labels import Fault
 from rescope import CloseTimeoutError, ResourceCleanupError, Scope
 from strategies import Shown, examples
 
+pytestmark = pytest.mark.long
+
 MOMENT = 0.05
 HANGS = 500.0
 NEVER = 1e5

@@ -12,6 +12,8 @@ from rescope import Scope
 from running import run_python
 from soak import Counted, Memory, Soaked
 
+pytestmark = pytest.mark.long
+
 SOAK = Path(__file__).with_name("soak.py")
 
 
