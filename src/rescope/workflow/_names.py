@@ -1,0 +1,77 @@
+"""How the names and keys of users become keys of a store, so that no two of them ever mix.
+
+A name stands before a piece's keys behind its length, as in Bernstein's netstrings (1997): `processed/3:a/b/`. So no
+such prefix is the beginning of another, whatever the names hold. A user's key stands behind that as it is, marked `=`,
+where it fits; else as its SHA-256, marked `~`. So it can be of any length, and hold any character that file names have.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+
+from rescope.workflow.store import MAX_KEY_BYTES, Store, check_key
+
+__all__ = ["MAX_NAME_BYTES", "check_store", "check_user_key", "key_in", "section"]
+
+MAX_NAME_BYTES = 200
+"""How long a name may be, in bytes of its UTF-8: most keys still fit behind it."""
+
+_HALF_PAIRS = re.compile("[\ud800-\udbff]")
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def section(piece: str, name: str) -> str:
+    """Give the prefix of all the keys that a piece keeps under a name.
+
+    Raises `TypeError` for a name that is no string; `ValueError` for one that is empty, longer than 200 bytes in UTF-8,
+    or holds control characters or lone surrogates.
+    """
+    try:
+        check_key(name)
+    except (TypeError, ValueError) as exc:
+        raise type(exc)(str(exc).replace("a key", "a name", 1)) from None
+    size = len(name.encode())
+    if size > MAX_NAME_BYTES:
+        msg = f"a name must be at most {MAX_NAME_BYTES} bytes in UTF-8, not {size}"
+        raise ValueError(msg)
+    return f"{piece}/{len(name)}:{name}/"
+
+
+def key_in(prefix: str, key: str) -> str:
+    """Give the store's key for a user's key behind that prefix: another one for each, in their order where they fit.
+
+    Those that are hashed come after the others. What can't be read from them belongs into the value: keep the user's
+    key there. Raises as `check_user_key` does.
+    """
+    check_user_key(key)
+    if not _UNFIT.search(key):
+        fitting = f"{prefix}={key}"
+        if len(fitting.encode()) <= MAX_KEY_BYTES:
+            return fitting
+    return f"{prefix}~{sha256(key.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def check_user_key(key: object) -> None:
+    """Refuse what can't be a user's key: `TypeError` for what is no string, `ValueError` for an empty one.
+
+    High surrogates are refused too: JSON joins them with low ones, which alone stand for what is no UTF-8 in the names
+    of files.
+    """
+    if not isinstance(key, str):
+        msg = f"a key must be a string, not a {type(key).__qualname__}: use `os.fspath` or `str` for what isn't"
+        raise TypeError(msg)
+    if not key:
+        msg = "a key must not be empty"
+        raise ValueError(msg)
+    if found := _HALF_PAIRS.search(key):
+        msg = f"a key must not hold half a surrogate pair, as {found[0]!r} at {found.start()}"
+        raise ValueError(msg)
+
+
+def check_store(store: object) -> None:
+    """Refuse what isn't a store with a `TypeError`."""
+    if isinstance(store, type) or not isinstance(store, Store):
+        what = f"the class {store.__qualname__}" if isinstance(store, type) else f"a {type(store).__qualname__}"
+        msg = f"`store` must be a store, as `MemoryStore()`, not {what}"
+        raise TypeError(msg)
