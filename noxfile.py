@@ -91,7 +91,9 @@ def oldest(session: nox.Session) -> None:
 def without(session: nox.Session, more: str) -> None:
     """Run the tests where optional packages are not installed."""
     test = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["test-core"]
-    session.install("-e", f".[cli,otel,postgres,redis{more}]", *(one for one in test if not one.startswith(("rescope", "uvloop"))))
+    session.install(
+        "-e", f".[cli,otel,postgres,redis{more}]", *(one for one in test if not one.startswith(("rescope", "uvloop")))
+    )
     session.run("python", "-m", "pytest", *CORE, *session.posargs)
 
 

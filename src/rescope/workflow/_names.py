@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 
-from rescope.workflow.store import MAX_KEY_BYTES, Store, check_key
+from rescope.workflow.store import MAX_KEY_BYTES, check_key
 
 __all__ = ["MAX_NAME_BYTES", "check_store", "check_user_key", "key_in", "section"]
 
@@ -70,8 +70,8 @@ def check_user_key(key: object) -> None:
 
 
 def check_store(store: object) -> None:
-    """Refuse what isn't a store with a `TypeError`."""
-    if isinstance(store, type) or not isinstance(store, Store):
+    """Refuse what isn't a store with a `TypeError`. One that passes on to another by `__getattr__` is a store too."""
+    if isinstance(store, type) or not all(hasattr(store, name) for name in ("get", "put", "delete", "scan")):
         what = f"the class {store.__qualname__}" if isinstance(store, type) else f"a {type(store).__qualname__}"
         msg = f"`store` must be a store, as `MemoryStore()`, not {what}"
         raise TypeError(msg)
