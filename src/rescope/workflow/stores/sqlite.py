@@ -56,7 +56,7 @@ _CREATE = (
 _LIVE = "(expires_at IS NULL OR expires_at > ?)"
 _GET = f"SELECT key, value, version, expires_at FROM rescope_entries WHERE key = ? AND {_LIVE}"  # noqa: S608
 _PUT = "INSERT OR REPLACE INTO rescope_entries (key, value, expires_at) VALUES (?, ?, ?)"
-_DELETE = f"DELETE FROM rescope_entries WHERE key = ?1 AND {_LIVE} AND ?3 IN (0, version)"  # noqa: S608
+_DELETE = f"DELETE FROM rescope_entries WHERE key = ? AND {_LIVE} AND ? IN (0, version)"  # noqa: S608
 _PAGE = (
     "SELECT key, value, version, expires_at FROM rescope_entries "  # noqa: S608
     f"WHERE key >= ? AND key > ? AND key < ? AND {_LIVE} ORDER BY key LIMIT 500"
