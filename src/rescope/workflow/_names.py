@@ -38,13 +38,13 @@ def section(piece: str, name: str) -> str:
     return f"{piece}/{len(name)}:{name}/"
 
 
-def key_in(prefix: str, key: str) -> str:
+def key_in(prefix: str, key: str, *, what: str = "a key") -> str:
     """Give the store's key for a user's key behind that prefix: another one for each, in their order where they fit.
 
     Those that are hashed come after the others. What can't be read from them belongs into the value: keep the user's
-    key there. Raises as `check_user_key` does.
+    key there. `what` the user calls it, for the errors, which are those of `check_user_key`.
     """
-    check_user_key(key)
+    check_user_key(key, what)
     if not _UNFIT.search(key):
         fitting = f"{prefix}={key}"
         if len(fitting.encode()) <= MAX_KEY_BYTES:
@@ -52,20 +52,20 @@ def key_in(prefix: str, key: str) -> str:
     return f"{prefix}~{sha256(key.encode(errors='surrogatepass')).hexdigest()}"
 
 
-def check_user_key(key: object) -> None:
+def check_user_key(key: object, what: str = "a key") -> None:
     """Refuse what can't be a user's key: `TypeError` for what is no string, `ValueError` for an empty one.
 
     High surrogates are refused too: JSON joins them with low ones, which alone stand for what is no UTF-8 in the names
     of files.
     """
     if not isinstance(key, str):
-        msg = f"a key must be a string, not a {type(key).__qualname__}: use `os.fspath` or `str` for what isn't"
+        msg = f"{what} must be a string, not a {type(key).__qualname__}: use `os.fspath` or `str` for what isn't"
         raise TypeError(msg)
     if not key:
-        msg = "a key must not be empty"
+        msg = f"{what} must not be empty"
         raise ValueError(msg)
     if found := _HALF_PAIRS.search(key):
-        msg = f"a key must not hold half a surrogate pair, as {found[0]!r} at {found.start()}"
+        msg = f"{what} must not hold half a surrogate pair, as {found[0]!r} at {found.start()}"
         raise ValueError(msg)
 
 

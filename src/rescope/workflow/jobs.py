@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Job",
-    "JobError",
     "JobExistsError",
+    "JobFailure",
     "JobFinishedError",
     "JobLog",
     "JobNotFoundError",
@@ -104,7 +104,7 @@ class JobStage:
 
 @final
 @dataclass(frozen=True, slots=True)
-class JobError:
+class JobFailure:
     """Why a job failed: the name of the exception's type, or `None` where it was a text, and its message.
 
     The message is left out of the `repr`.
@@ -130,7 +130,7 @@ class Job:
     metadata: dict[str, Any] = field(repr=False)
     stages: tuple[JobStage, ...]
     result: dict[str, Any] | None = field(repr=False)
-    error: JobError | None
+    error: JobFailure | None
     created_at: float
     updated_at: float
     finished_at: float | None
@@ -169,8 +169,8 @@ class JobLog:
         Raises `JobExistsError` where there is one of that id; `TypeError` or `ValueError` for an id that is no string
         or empty, and for metadata that isn't JSON.
         """
-        key, now = key_in(_PREFIX, job_id), self._clock()
-        job = Job(job_id, JobStatus.RUNNING, _as_json(key, metadata), (), None, None, now, now, None)
+        key, now = _key(job_id), self._clock()
+        job = Job(job_id, JobStatus.RUNNING, _as_json(job_id, metadata), (), None, None, now, now, None)
         try:
             await self._store.put(key, _value(job), if_version=0)
         except VersionConflictError:
@@ -183,7 +183,7 @@ class JobLog:
         All stages of a job are in one entry: have tens of them, not thousands. Raises `JobNotFoundError`, and
         `JobFinishedError` where the job has ended; `TypeError` or `ValueError` for a name that is no string or empty.
         """
-        check_user_key(name)
+        check_user_key(name, "the name of a stage")
         return await self._change(job_id, partial(_staged, name))
 
     async def complete(self, job_id: str, /, **result: Any) -> Job:
@@ -206,7 +206,7 @@ class JobLog:
 
     async def get(self, job_id: str) -> Job | None:
         """Give a job as it is now, or `None` where there is none of that id."""
-        entry = await self._store.get(key_in(_PREFIX, job_id))
+        entry = await self._store.get(_key(job_id))
         return None if entry is None else _job(entry)
 
     def list(self, *, status: JobStatus | str | None = None) -> AsyncIterator[Job]:
@@ -244,7 +244,7 @@ class JobLog:
         """Change a job as it is now, as often as somebody else was first."""
         from anyio import sleep
 
-        key, pause = key_in(_PREFIX, job_id), _FIRST_PAUSE
+        key, pause = _key(job_id), _FIRST_PAUSE
         while True:
             entry = await self._store.get(key)
             if entry is None:
@@ -318,11 +318,11 @@ def _closed(stages: tuple[JobStage, ...], now: float) -> tuple[JobStage, ...]:
     return (*stages[:-1], *(replace(latest, finished_at=now) for latest in stages[-1:]))
 
 
-def _error(error: object) -> JobError:
+def _error(error: object) -> JobFailure:
     if isinstance(error, str):
-        return JobError(None, error)
+        return JobFailure(None, error)
     if isinstance(error, BaseException):
-        return JobError(type(error).__qualname__, str(error))
+        return JobFailure(type(error).__qualname__, str(error))
     what = f"the class {error.__qualname__}" if isinstance(error, type) else f"a {type(error).__qualname__}"
     msg = f"`error` must be an exception or a text, not {what}"
     raise TypeError(msg)
@@ -331,9 +331,13 @@ def _error(error: object) -> JobError:
 # To the store, and from it
 
 
-def _as_json(key: str, value: dict[str, Any]) -> dict[str, Any]:
+def _key(job_id: str) -> str:
+    return key_in(_PREFIX, job_id, what="the id of a job")
+
+
+def _as_json(job_id: str, value: dict[str, Any]) -> dict[str, Any]:
     """Give it as it will come back, so that it can be compared with that."""
-    return cast("dict[str, Any]", decode(key, encode(key, value)))
+    return cast("dict[str, Any]", decode(job_id, encode(job_id, value)))
 
 
 def _value(job: Job) -> dict[str, Any]:
@@ -346,7 +350,7 @@ def _job(entry: Entry) -> Job:
     try:
         value = entry.value
         stages = tuple(JobStage(**stage) for stage in value["stages"])
-        error = None if value["error"] is None else JobError(**value["error"])
+        error = None if value["error"] is None else JobFailure(**value["error"])
         return Job(**value | {"status": JobStatus(value["status"]), "stages": stages, "error": error})
     except (KeyError, TypeError, ValueError):
         msg = f"what the store holds under {entry.key!r} is no job that this version of rescope knows"
