@@ -10,6 +10,7 @@ from rescope.workflow.stores.memory import MemoryStore
 from rescope.workflow.stores.sqlite import SqliteStore
 
 if TYPE_CHECKING:
+    from rescope.workflow.stores.opening import open_store
     from rescope.workflow.stores.postgres import PostgresStore
     from rescope.workflow.stores.redis import RedisStore
 
@@ -28,11 +29,13 @@ __all__ = [
     "StoreError",
     "VersionConflictError",
     "lease",
+    "open_store",
 ]
 
 _LATE = {
     "PostgresStore": "rescope.workflow.stores.postgres",
     "RedisStore": "rescope.workflow.stores.redis",
+    "open_store": "rescope.workflow.stores.opening",
     "Acquire": "rescope.workflow.machine",
     "Release": "rescope.workflow.machine",
     "EventResource": "rescope.workflow.machine",
