@@ -118,15 +118,16 @@ async def test_completing_ends_the_job_with_its_result(jobs: JobLog, clock: Cloc
 
 
 @pytest.mark.parametrize(
-    ("error", "kept"),
+    ("error", "kept", "text"),
     [
-        (Fault("no such table"), JobFailure("Fault", "no such table")),
-        ("disk full", JobFailure(None, "disk full")),
-        (KeyboardInterrupt(), JobFailure("KeyboardInterrupt", "")),
-        (ExceptionGroup("several", [Fault()]), JobFailure("ExceptionGroup", "several (1 sub-exception)")),
+        (Fault("no such table"), JobFailure("Fault", "no such table"), "Fault: no such table"),
+        ("disk full", JobFailure(None, "disk full"), "disk full"),
+        (KeyboardInterrupt(), JobFailure("KeyboardInterrupt", ""), "KeyboardInterrupt: "),
     ],
 )
-async def test_failing_ends_the_job_with_its_error(error: Any, kept: JobFailure, jobs: JobLog, clock: Clock) -> None:
+async def test_failing_ends_the_job_with_its_error(
+    error: Any, kept: JobFailure, text: str, jobs: JobLog, clock: Clock
+) -> None:
     """An exception's type and message, or a text."""
     await jobs.create("import")
     await jobs.stage("import", "load")
@@ -135,6 +136,7 @@ async def test_failing_ends_the_job_with_its_error(error: Any, kept: JobFailure,
 
     assert failed == await jobs.get("import")
     assert (failed.status, failed.error, failed.result) == (JobStatus.FAILED, kept, None)
+    assert str(failed.error) == text
     assert (failed.stages, failed.finished_at) == ((JobStage("load", 1000, 1003),), 1003)
 
 

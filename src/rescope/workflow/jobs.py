@@ -113,6 +113,9 @@ class JobFailure:
     type: str | None
     message: str = field(repr=False)
 
+    def __str__(self) -> str:
+        return self.message if self.type is None else f"{self.type}: {self.message}"
+
 
 @final
 @dataclass(frozen=True, slots=True)

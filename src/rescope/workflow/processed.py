@@ -110,23 +110,24 @@ class ProcessedLog:
         check_user_key(key)
         await self._write({key: metadata})
 
-    async def mark_many(self, keys: Iterable[str | tuple[str, Any]] | Mapping[str, Any]) -> int:
+    async def mark_many(self, keys: Iterable[str | tuple[str, Any]] | Mapping[str, Any], metadata: Any = None) -> int:
         """Mark many keys, and tell how many marks that were.
 
         `keys`: a mapping from keys to their metadata, or keys, or pairs of a key and its metadata; a generator will do,
-        and is never held as a whole. Of several marks of a key the last one counts.
+        and is never held as a whole. `metadata` is for keys that come without. Of several marks of a key the last one
+        counts.
 
         They are written in chunks of 500. On a store that has `put_many`, each chunk is there as a whole or not at all;
         on others, each mark is. What was written stays, also when it is cancelled, the store fails, or something later
         in `keys` is refused: a chunk is checked before it is written. To mark them all again does no harm. Raises as
         `mark` does.
         """
-        marks, count = _marks(keys), 0
+        marks, count = _marks(keys, metadata), 0
         while chunk := list(islice(marks, _CHUNK)):
             values: dict[str, Any] = {}
-            for key, metadata in chunk:
+            for key, own in chunk:
                 values.pop(key, None)  # so that it has its place where it was marked last
-                values[key] = metadata
+                values[key] = own
             await self._write(values)
             count += len(chunk)
         return count
@@ -223,19 +224,16 @@ def _entry(entry: Entry) -> ProcessedEntry:
         raise StoreError(msg) from None
 
 
-def _marks(keys: object) -> Iterator[tuple[str, Any]]:
+def _marks(keys: object, metadata: Any) -> Iterator[tuple[str, Any]]:
     """Give keys and their metadata, one after the other."""
     if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
         mend = "use `mark` for a single key" if isinstance(keys, str | bytes) else "collect the keys in a list first"
         msg = f"`keys` must be keys, or a mapping to their metadata, not a {type(keys).__qualname__}: {mend}"
         raise TypeError(msg)
-    return map(_mark, keys.items() if isinstance(keys, Mapping) else keys)
+    return (_mark(item, metadata) for item in (keys.items() if isinstance(keys, Mapping) else keys))
 
 
-def _mark(item: Any) -> tuple[str, Any]:
-    key: Any = item
-    metadata: Any = None
-    if isinstance(item, tuple) and len(item) == _PAIR:
-        key, metadata = item
-    check_user_key(key)
-    return key, metadata
+def _mark(item: Any, metadata: Any) -> tuple[str, Any]:
+    pair: tuple[Any, Any] = item if isinstance(item, tuple) and len(item) == _PAIR else (item, metadata)
+    check_user_key(pair[0])
+    return pair
