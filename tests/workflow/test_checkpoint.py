@@ -36,7 +36,8 @@ class Fault(Exception):
 class CuedStore(Good):
     """A store whose operations go wrong on cue: the next of a name, the one after it, and so on.
 
-    `"fail"`; `"lost"`: it is done, and the answer is lost; `"hang"`; or an exception to raise.
+    They are: `"fail"`; `"lost"`: it is done, and the answer is lost; `"hang"`; `"wait"`, to be told to go on; or an
+    exception to raise.
     """
 
     def __init__(self, inner: Store | None = None) -> None:
@@ -45,6 +46,7 @@ class CuedStore(Good):
         self.calls: list[str] = []
         self.stands: Any = None
         self.put_begun = anyio.Event()
+        self.go_on = anyio.Event()
 
     async def get(self, key: str) -> Entry | None:
         entry: Entry | None = await self._do("get", lambda: self.inner.get(key))
@@ -79,6 +81,8 @@ class CuedStore(Good):
             raise StoreError("no answer", may_retry=True)
         if cue == "hang":
             await anyio.sleep_forever()
+        if cue == "wait":
+            await self.go_on.wait()
         answer = await act()
         if cue == "lost":
             raise StoreError("the connection was cut")
@@ -278,6 +282,24 @@ async def test_several_tasks_may_advance() -> None:
             raise Fault
     assert await state_in(store) == last
     assert store.calls.count("put") < 20
+
+
+async def test_what_is_given_while_a_save_is_under_way_is_not_forgotten() -> None:
+    """It is saved by the next save, or at the end."""
+    store = CuedStore()
+    store.cues["put"] = ["wait"]
+    with pytest.raises(Fault):
+        async with checkpoint(store, "orders", every=2) as c:
+            await c.advance(1)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(c.advance, 2)
+                await store.put_begun.wait()
+                tasks.start_soon(c.advance, 3)
+                await anyio.wait_all_tasks_blocked()
+                store.go_on.set()
+            assert store.stands["state"] == "2"
+            raise Fault
+    assert await state_in(store) == 3
 
 
 # How a block ends
@@ -495,6 +517,18 @@ async def test_one_that_was_tampered_with_is_corrupt(change: dict[str, Any], cap
             assert str(c.report) == f"{told}: started afresh"
 
 
+async def test_one_of_another_key_is_corrupt() -> None:
+    """A record that was copied from elsewhere says nothing about this work."""
+    store = MemoryStore()
+    await saved(store, 1, key="others")
+    entry = await store.get("checkpoint/=others")
+    assert entry is not None
+    await store.put(KEY, entry.value)
+    async with checkpoint(store, "orders") as c:
+        assert c.report is not None
+        assert c.state is None
+
+
 @pytest.mark.parametrize("value", [None, 5, "text", [], {}, {"state": 1}])
 async def test_what_is_no_checkpoint_is_corrupt(value: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever stands under the key is reported, and overwritten by the first save, and not before."""
@@ -693,17 +727,32 @@ async def test_a_run_that_succeeds_after_another_has_is_told(caplog: pytest.LogC
 
 
 async def test_who_was_beaten_may_begin_anew_when_the_other_has_finished() -> None:
-    """A block that goes on after a conflict saves again as soon as nothing of another's stands."""
+    """A block that goes on after a conflict saves again as soon as nothing of another's stands, also at its end."""
     store = MemoryStore()
     with pytest.raises(Fault):
-        async with checkpoint(store, "orders") as late:
+        async with checkpoint(store, "orders", every=2) as late:
             async with checkpoint(store, "orders") as first:
                 await first.advance("theirs")
+                await late.advance(1)
                 with pytest.raises(CheckpointConflictError):
-                    await late.advance("mine")
-            await late.advance("mine")
+                    await late.advance(2)
+            await late.advance(3)
+            await late.advance(4)
             raise Fault
-    assert await state_in(store) == "mine"
+    assert await state_in(store) == 4
+
+
+async def test_who_is_in_doubt_does_not_take_anothers_for_its_own() -> None:
+    """A save that failed, and may have been done, is recognised by its mark and not by being there."""
+    store = CuedStore()
+    with pytest.raises(CheckpointConflictError):
+        async with checkpoint(store, "orders") as late:
+            store.cues["put"] = ["fail"]
+            with pytest.raises(StoreError):
+                await late.advance("mine")
+            await saved(store, "theirs")
+            await late.advance("mine")
+    assert await state_in(store) == "theirs"
 
 
 async def test_one_that_was_finished_by_another_is_gone() -> None:

@@ -321,7 +321,7 @@ class _Block:
         scope = Scope(f"checkpoint {held.key}")
         if exc is None:
             scope.add(None, held._clear, name="clear", timeout=_LONGEST_END)
-        elif held._unsaved and not held._beaten:  # who was beaten has been told
+        elif not held._beaten:  # who was beaten has been told
             scope.add(None, held._save, name="save", timeout=_LONGEST_END)
         try:
             await scope.__aexit__(kind, exc, traceback)

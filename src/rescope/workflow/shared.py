@@ -139,12 +139,12 @@ class _Sharing:
         try:
             async with lease(self.store, name, ttl=self.lease_ttl, clock=self.clock):
                 return await self.look() or await self._make()
-        except LeaseHeldError as held:
-            if held.name != name:  # one of the factory's own
+        except LeaseHeldError:
+            if self.failed:  # it is the factory's, about another lease
                 raise
             return None
         except LeaseLostError as lost:
-            if lost.name != name or self.failed:
+            if self.failed:
                 raise
             logging.getLogger("rescope").warning("while the value for %r was made: %s", self.key, lost)
         return None if self.made is None else await self._write()
