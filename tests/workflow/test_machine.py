@@ -259,7 +259,13 @@ def test_slow_failures_are_not_tried_for_long() -> None:
             with pytest.raises(TransactionViolation):
                 await ask(SUBJECT)
             assert anyio.current_time() - start < 1
-        assert memory.calls == ["read", "read", "lock", "lock"]
+        memory.faults["lock"] = always(partial(refuse_slowly, 0.3))
+        assert await resource.acquire_lock(SUBJECT) is LockStatus.NOT_ACQUIRED
+        assert memory.calls == ["read", "read", "lock", "lock", "lock", "lock"]
+
+    async def refuse_slowly(seconds: float) -> bool:
+        await anyio.sleep(seconds)
+        return False
 
     async def fail_slowly(seconds: float) -> None:
         await anyio.sleep(seconds)
@@ -660,6 +666,26 @@ async def test_persist_writes_at_once_and_goes_on_from_there() -> None:
             await step.persist({"n": 3})
             raise Fault
     assert await memory.read(SUBJECT) == {"n": 3}
+
+
+async def test_a_memory_may_keep_the_objects_that_it_is_given() -> None:
+    """What the block changes after it was written changes nothing in the memory, and is written in the end."""
+    states: dict[str, Any] = {}
+    memory = Memory()
+    memory.states = states
+
+    async def write(key: str, data: Any, prev: Any) -> None:
+        assert states.get(key) == prev
+        states[key] = data
+
+    memory.write = write  # type: ignore[method-assign]
+    async with made(memory).transaction(SUBJECT) as step:
+        await step.persist({"n": 1})
+        assert step.state is not None
+        step.state["n"] = 2
+        assert states == {SUBJECT: {"n": 1}}
+    step.state["n"] = 3
+    assert states == {SUBJECT: {"n": 2}}
 
 
 async def test_what_is_set_after_the_block_is_refused() -> None:
@@ -1266,7 +1292,14 @@ def test_the_example_runs(backend: str) -> None:
     """`examples/order_machine.py` keeps its promise, and says so."""
     result = run_example("order_machine.py", "--backend", backend)
     assert (result.stderr, result.returncode) == ("", 0)
-    assert "WRONG" not in result.stdout
+    assert result.stdout.count("  every order is right\n") == 2
+
+
+def test_the_example_notices_what_is_lost() -> None:
+    """With a memory that looks at no snapshot, its check fails."""
+    result = run_example("order_machine.py", "--careless")
+    assert (result.stderr, result.returncode) == ("", 1)
+    assert "WRONG: 20 events were handled " in result.stdout
 
 
 if __name__ == "__main__":

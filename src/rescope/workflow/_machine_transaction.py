@@ -44,7 +44,7 @@ class Transaction(Generic[State]):
         return self._state
 
     @state.setter
-    def state(self, state: State) -> None:
+    def state(self, state: State | None) -> None:  # type checkers narrow what is set where both types are the same
         if self._over:
             msg = f"the transaction on {self.subject!r} is over: what is set now would not be written"
             raise RuntimeError(msg)
@@ -62,8 +62,9 @@ class Transaction(Generic[State]):
         It stays written whatever becomes of the block. Raises as `EventResource.persist_state` does.
         """
         self.state = state
-        await self._resource.persist_state(self.subject, state, self._previous)
-        self._previous = deepcopy(state)
+        written = deepcopy(state)  # the block may change its own, and the memory may keep what it is given
+        await self._resource.persist_state(self.subject, written, self._previous)
+        self._previous = written
 
     def __repr__(self) -> str:
         return f"<Transaction on {self.subject!r}: {'over' if self._over else self.status}>"
