@@ -18,9 +18,18 @@ import pytest
 
 from rescope import ResourceCleanupError
 from rescope.testing import Ledger, cancel_everywhere
-from rescope.workflow import MemoryStore, SqliteStore, Store, StoreError
+from rescope.workflow import (
+    Backoff,
+    MemoryStore,
+    RetryEntry,
+    RetryFailure,
+    RetryLedger,
+    SqliteStore,
+    Store,
+    StoreError,
+)
 from rescope.workflow._names import key_in, section
-from rescope.workflow.retries import MAX_MESSAGE, Backoff, RetryEntry, RetryFailure, RetryLedger
+from rescope.workflow.retries import MAX_MESSAGE
 
 START = 1_000_000.0
 

@@ -131,7 +131,7 @@ class RetryLedger:
     a key may have; then it is given up, until it is cleared. `backoff(attempts)` gives the seconds to wait after that
     many failures: a `Backoff`, or a function. `clock` gives epoch seconds; a test may turn it.
 
-    *Keys* are strings of any length with any characters, as the paths of files are; not empty.
+    *Keys* are strings as the paths of files are: not empty, up to 4096 bytes, without control characters.
 
     Any number of tasks and processes may use a ledger at once; no failure is lost. A ledger hands out nothing: two who
     ask may both be told that a key is due, so hold a `lease` where that matters. Each failure is recorded as a whole or
