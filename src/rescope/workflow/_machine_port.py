@@ -121,12 +121,15 @@ class MachineMemory(Protocol[State]):
         ...
 
 
-def check_subject(subject: object) -> None:
+def check_subject(subject: str) -> None:
     """Refuse what can't be a subject: `TypeError` for what is no string, else `ValueError`.
 
-    A subject is not empty, at most 512 bytes long in UTF-8, and holds no control characters and lone surrogates.
+    A subject is more than blanks, at most 512 bytes long in UTF-8, and holds no control characters and lone surrogates.
     """
     try:
         check_key(subject)
     except (TypeError, ValueError) as exc:
         raise type(exc)(str(exc).replace("a key", "a subject", 1)) from None
+    if not subject.strip():
+        msg = "a subject must not be blank"
+        raise ValueError(msg)

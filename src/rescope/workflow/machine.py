@@ -223,7 +223,9 @@ class EventResource(Generic[State]):
     async def _lock(self, scope: Scope, subject: str, holder: object) -> bool:
         """Ask for the lock once. A cancellation waits a little for the answer: else nobody would know of the lock."""
         from anyio import CancelScope, Event, create_task_group, current_time
+        from anyio.lowlevel import checkpoint_if_cancelled
 
+        await checkpoint_if_cancelled()
         shield, answered = CancelScope(shield=True), Event()
         answer: Result[bool, BaseException] = Err(TimeoutError("the memory gave no answer"))
 
