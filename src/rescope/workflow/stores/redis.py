@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from asyncio import CancelledError, current_task
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from hashlib import sha1
 from math import inf
@@ -43,7 +43,7 @@ from rescope.workflow.stores._asyncio import refuse_trio
 
 if TYPE_CHECKING:
     from asyncio import Task
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from redis.asyncio import Redis, RedisCluster
 
@@ -85,7 +85,7 @@ local ttl, expected = tonumber(ARGV[1]), ARGV[2]
 if expected ~= '' then
     local held = live(redis.call('HGET', entries, ARGV[3]))
     local found = held and held[1] or '0'
-    if found ~= expected then return {0, tonumber(found)} end
+    if found ~= expected then return -1 - found end
 end
 
 local deadline = '0'
@@ -109,7 +109,7 @@ for i = 3, #ARGV, 2 do
     version = version + 1
 end
 redis.call('HSET', about, 'schema', '1', 'version', string.format('%.0f', version - 1))
-return {1, first}
+return first
 """
 _DELETE = """
 local held = live(redis.call('HGET', entries, ARGV[1]))
@@ -142,8 +142,8 @@ class _Script:
     __slots__ = ("sha", "text")
 
     def __init__(self, body: str, flags: str = "") -> None:
-        self.text = f"#!lua{flags}\n{_START}{body}"
-        self.sha = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        self.text = f"#!lua{flags}\n{_START}{body}".encode()
+        self.sha = sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 
 _GETTING = _Script(_GET, " flags=no-writes")
@@ -173,7 +173,7 @@ class RedisStore:
     `task.cancel()`, and with `RedisCluster` the first, cuts that off.
     """
 
-    __slots__ = ("_client", "_keys", "_prefix")
+    __slots__ = ("_client", "_clustered", "_keys", "_prefix")
 
     def __init__(self, client: Redis | RedisCluster, *, prefix: str = "rescope") -> None:
         _check_client(client)
@@ -182,6 +182,7 @@ class RedisStore:
             msg = f"`prefix` must not be empty or hold braces, which a cluster reads: not {prefix!r}"
             raise ValueError(msg)
         self._client = client
+        self._clustered = hasattr(client, "get_node_from_key")
         self._prefix = prefix
         self._keys = [f"{{{prefix}}}:{name}".encode() for name in ("entries", "order", "deadlines", "about")]
 
@@ -201,10 +202,10 @@ class RedisStore:
             return (await self.put_many({key: value}, ttl=ttl))[key]
         check_key(key)
         check_ttl(ttl)
-        given = (_microseconds(ttl), if_version, key.encode(), encode(key, value).encode())
-        done, version = await self._run(_PUTTING, *given, harmless=False)
-        if not done:
-            raise VersionConflictError(key, if_version, version)
+        given = (b"%d" % _microseconds(ttl), b"%d" % if_version, key.encode(), encode(key, value).encode())
+        version = await self._run(_PUTTING, *given, harmless=False)
+        if version < 0:
+            raise VersionConflictError(key, if_version, -1 - version)
         return int(version)
 
     async def put_many(self, values: Mapping[str, Any], *, ttl: float | None = None) -> dict[str, int]:
@@ -213,14 +214,14 @@ class RedisStore:
         for key in values:
             check_key(key)
         given = [part.encode() for key, value in values.items() for part in (key, encode(key, value))]
-        _, first = await self._run(_PUTTING, _microseconds(ttl), b"", *given)
+        first = await self._run(_PUTTING, b"%d" % _microseconds(ttl), b"", *given)
         return {key: first + i for i, key in enumerate(values)}
 
     async def delete(self, key: str, *, if_version: int | None = None) -> bool:
         """See `Store.delete`."""
         check_key(key)
         check_if_version(if_version, least=1)
-        return bool(await self._run(_DELETING, key.encode(), if_version or b""))
+        return bool(await self._run(_DELETING, key.encode(), b"%d" % if_version if if_version else b""))
 
     def scan(self, prefix: str) -> Scan:
         """See `Store.scan`. Each page is what the store holds at one moment."""
@@ -238,44 +239,52 @@ class RedisStore:
 
         return Scan(page)
 
-    async def _run(self, script: _Script, *args: Any, harmless: bool = True) -> Any:
+    async def _run(self, script: _Script, *args: bytes, harmless: bool = True) -> Any:
         """Run a script in one round trip. `harmless`: it may be run again even if it was done."""
-        from redis.exceptions import NoScriptError
-
         refuse_trio("RedisStore", "redis-py")
         task, sent = cast("Task[Any]", current_task()), False
         before = task.cancelling()
-        keys_and_args = (len(self._keys), *self._keys, *args)
+        run = (script.sha, b"%d" % len(self._keys), *self._keys, *args)
         try:
-            async with self._connected() as send:
-                sent = True
-                try:
-                    answer = await send("EVALSHA", script.sha, *keys_and_args)
-                except NoScriptError:  # it has not run
-                    answer = await send("EVAL", script.text, *keys_and_args)
+            lent = await self._lend()
+            sent = True
+            answer = await (self._ask_node if self._clustered else self._ask_once)(lent, script, run)
         except Exception as exc:
             raise self._told(exc, sent=sent, harmless=harmless) from exc
         if task.cancelling() > before:
             _cancel_all_the_same()
         return answer
 
-    @asynccontextmanager
-    async def _connected(self) -> AsyncGenerator[Callable[..., Awaitable[Any]]]:
-        """Give what sends one command, once, and gives the answer as bytes, whatever the client makes of answers."""
+    async def _lend(self) -> Any:
+        """Give a connection of the pool, or the node of a cluster that the keys are on."""
+        client: Any = self._client
+        if not self._clustered:
+            return await client.connection_pool.get_connection()
+        await client.initialize()
+        return client.get_node_from_key(self._keys[0].decode())
+
+    async def _ask_once(self, connection: Any, script: _Script, run: tuple[bytes, ...]) -> Any:
+        try:
+            try:
+                return await _sent_once(connection, b"EVALSHA", *run)
+            except Exception as exc:
+                if not _is_unknown(exc):
+                    raise
+            return await _sent_once(connection, b"EVAL", script.text, *run[1:])
+        finally:
+            await cast("Any", self._client).connection_pool.release(connection)
+
+    async def _ask_node(self, node: Any, script: _Script, run: tuple[bytes, ...]) -> Any:
         from anyio import fail_after
 
-        client: Any = self._client
-        if hasattr(client, "get_node_from_key"):
-            await client.initialize()
-            node = client.get_node_from_key(self._keys[0].decode())
-            with fail_after(_PATIENCE, shield=True):  # a cluster's client gives up the answer where it is cancelled
-                yield partial(client.execute_command, target_nodes=node, NEVER_DECODE=True)
-            return
-        connection = await client.connection_pool.get_connection()
-        try:
-            yield partial(_sent_once, connection)
-        finally:
-            await client.connection_pool.release(connection)
+        send = partial(cast("Any", self._client).execute_command, target_nodes=node, NEVER_DECODE=True)
+        with fail_after(_PATIENCE, shield=True):  # a cluster's client gives up the answer where it is cancelled
+            try:
+                return await send("EVALSHA", *run)
+            except Exception as exc:
+                if not _is_unknown(exc):
+                    raise
+            return await send("EVAL", script.text, *run[1:])
 
     def _told(self, exc: Exception, *, sent: bool, harmless: bool) -> StoreError:
         from redis import exceptions as told
@@ -300,26 +309,38 @@ class RedisStore:
         return StoreError(f"{about}; nothing was written", may_retry=may_retry)
 
 
-async def _sent_once(connection: Any, *command: Any) -> Any:
-    """Send a command, and read its answer.
+async def _sent_once(connection: Any, *command: bytes) -> Any:
+    """Send a command, and read its answer as bytes, whatever the client makes of answers.
 
     Where it is cancelled, the answer is waited for all the same: else what was cancelled could still be done later.
     """
-    from anyio import move_on_after
-    from redis.exceptions import ResponseError
-
-    await connection.send_command(*command)
+    await connection.send_packed_command(_packed(command))
     try:
         return await connection.read_response(disable_decoding=True, disconnect_on_error=False)
     except CancelledError:
+        from anyio import move_on_after
+
         with move_on_after(_PATIENCE, shield=True), suppress(Exception):
             await connection.read_response(disable_decoding=True)
         raise
-    except ResponseError:
+    except BaseException as exc:
+        from redis.exceptions import ResponseError
+
+        if not isinstance(exc, ResponseError):
+            await connection.disconnect(nowait=True)
         raise
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
+
+
+def _packed(command: tuple[bytes, ...]) -> bytes:
+    """Write a command as the protocol has it, in half the time that redis-py takes for what need not be bytes."""
+    return b"*%d\r\n" % len(command) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in command])
+
+
+def _is_unknown(exc: Exception) -> bool:
+    """Tell whether the server doesn't know the script, and so has not run it."""
+    from redis.exceptions import NoScriptError
+
+    return isinstance(exc, NoScriptError)
 
 
 def _cancel_all_the_same() -> None:
