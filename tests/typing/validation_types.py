@@ -13,7 +13,7 @@ import aiosqlite
 import asyncpg
 
 from rescope import Resource, Scope, create_resource
-from rescope.workflow import InvalidConnectionError, validated
+from rescope.workflow.validation import InvalidConnectionError, validated
 
 
 class Client:

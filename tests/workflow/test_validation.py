@@ -16,7 +16,7 @@ import pytest
 
 from rescope import CloseTimeoutError, Err, Ok, Resource, ResourceCleanupError, Scope, cleanup_errors, create_resource
 from rescope.testing import Ledger, cancel_everywhere
-from rescope.workflow import InvalidConnectionError, validated
+from rescope.workflow.validation import InvalidConnectionError, validated
 
 
 class Fault(Exception):

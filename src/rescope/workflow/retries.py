@@ -218,8 +218,9 @@ class RetryLedger:
     def list(self) -> AsyncIterator[RetryEntry]:
         """Give all keys that have failed, in the order of code points.
 
-        Those that are very long, or hold control characters, come last. They are read in pages, so that few are in
-        memory. What fails or is cleared meanwhile may be given as it was before or after. It may be left at any time.
+        Those of more than about 500 bytes, and those that are no UTF-8, come last, in no order. They are read in pages,
+        so that few are in memory. What fails or is cleared meanwhile may be given as it was before or after. It may be
+        left at any time.
         """
         return cast("AsyncIterator[RetryEntry]", Listing(self._store.scan(self._prefix), self._read, _is_known))
 
