@@ -254,7 +254,7 @@ async def test_a_state_may_be_changed_in_place_and_given_back() -> None:
 async def test_keys_do_not_mix() -> None:
     """Each key has a checkpoint of its own, however long it is and whatever it holds."""
     store = MemoryStore()
-    keys = ["a", "a/b", "a/b/", "=a", "x" * 1000, "x" * 1001, "tab\there", "caf\udce9.csv"]
+    keys = ["a", "a/b", "a/b/", "=a", "x" * 1000, "x" * 1001, "caf\udce9.csv"]
     for number, key in enumerate(keys):
         await saved(store, number, key=key)
     assert [await state_in(store, key) for key in keys] == list(range(len(keys)))

@@ -157,9 +157,9 @@ async def test_the_times_are_those_of_the_machine_by_default(store: MemoryStore)
     assert before <= created.created_at <= time.time()
 
 
-@pytest.mark.parametrize("job_id", ["a/b", "ä 日本", "two\nlines", "x" * 2000, "=a", "\udce9"])
+@pytest.mark.parametrize("job_id", ["a/b", "ä 日本", "x" * 4096, "=a", "\udce9"])
 async def test_any_id_will_do(job_id: str, jobs: JobLog) -> None:
-    """However long it is, and whatever it holds."""
+    """As long as a path may be, also what is no UTF-8."""
     await jobs.create("a")
     await jobs.create(job_id)
     await jobs.complete(job_id)

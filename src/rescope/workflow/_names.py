@@ -2,7 +2,7 @@
 
 A name stands before a piece's keys behind its length, as in Bernstein's netstrings (1997): `processed/3:a/b/`. So no
 such prefix is the beginning of another, whatever the names hold. A user's key stands behind that as it is, marked `=`,
-where it fits; else as its SHA-256, marked `~`. So it can be of any length, and hold any character that file names have.
+where it fits; else as its SHA-256, marked `~`. So it can be the path of any file, also one that is no UTF-8.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from hashlib import sha256
 
 from rescope.workflow.store import MAX_KEY_BYTES, check_key
 
-__all__ = ["MAX_NAME_BYTES", "check_store", "check_user_key", "key_in", "section"]
+__all__ = ["MAX_NAME_BYTES", "MAX_USER_KEY_BYTES", "check_store", "check_user_key", "key_in", "section"]
 
 MAX_NAME_BYTES = 200
 """How long a name may be, in bytes of its UTF-8: most keys still fit behind it."""
 
-_HALF_PAIRS = re.compile("[\ud800-\udbff]")
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+MAX_USER_KEY_BYTES = 4096
+"""How long a user's key may be, in bytes of its UTF-8: as the longest path on Linux."""
+
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udbff]")
+_NO_UTF8 = re.compile("[\udc00-\udfff]")
 
 
 def section(piece: str, name: str) -> str:
@@ -45,7 +48,7 @@ def key_in(prefix: str, key: str, *, what: str = "a key") -> str:
     key there. `what` the user calls it, for the errors, which are those of `check_user_key`.
     """
     check_user_key(key, what)
-    if not _UNFIT.search(key):
+    if not _NO_UTF8.search(key):
         fitting = f"{prefix}={key}"
         if len(fitting.encode()) <= MAX_KEY_BYTES:
             return fitting
@@ -53,10 +56,10 @@ def key_in(prefix: str, key: str, *, what: str = "a key") -> str:
 
 
 def check_user_key(key: object, what: str = "a key") -> None:
-    """Refuse what can't be a user's key: `TypeError` for what is no string, `ValueError` for an empty one.
+    """Refuse what can't be a user's key: `TypeError` for what is no string, else `ValueError`.
 
-    High surrogates are refused too: JSON joins them with low ones, which alone stand for what is no UTF-8 in the names
-    of files.
+    Low surrogates pass: alone, they stand for what is no UTF-8 in the names of files. High ones don't, as JSON would
+    join the two to another character.
     """
     if not isinstance(key, str):
         msg = f"{what} must be a string, not a {type(key).__qualname__}: use `os.fspath` or `str` for what isn't"
@@ -64,8 +67,12 @@ def check_user_key(key: object, what: str = "a key") -> None:
     if not key:
         msg = f"{what} must not be empty"
         raise ValueError(msg)
-    if found := _HALF_PAIRS.search(key):
-        msg = f"{what} must not hold half a surrogate pair, as {found[0]!r} at {found.start()}"
+    if found := _FORBIDDEN.search(key):
+        msg = f"{what} must not hold control characters or high surrogates, as {found[0]!r} at {found.start()}"
+        raise ValueError(msg)
+    size = len(key.encode(errors="surrogatepass"))
+    if size > MAX_USER_KEY_BYTES:
+        msg = f"{what} must be at most {MAX_USER_KEY_BYTES} bytes in UTF-8, not {size}"
         raise ValueError(msg)
 
 

@@ -268,9 +268,9 @@ def checkpoint(
                 await insert(rows[number])
                 await c.advance(number + 1)
 
-    `key` may be of any length. `version` is that of the state's layout: raise it when older states can't be read any
-    more. `max_age`: seconds for which a checkpoint is good, `None` for ever. `clock` gives the epoch seconds that it is
-    saved with and judged by; one that lies ahead by more than `max_age` is too old too, as nobody knows its age.
+    `key` may have up to 4096 bytes. `version` is that of the state's layout: raise it when older states can't be read
+    any more. `max_age`: seconds for which a checkpoint is good, `None` for ever. `clock` gives the epoch seconds that
+    it is saved with and judged by; one that lies ahead by more than `max_age` is too old too, as nobody knows its age.
 
     A checkpoint that is corrupt, of another version, or too old is told in `Checkpoint.report`, and by a WARNING on the
     logger `rescope`, and the run starts afresh. It is overwritten by the first save.

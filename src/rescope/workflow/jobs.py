@@ -145,10 +145,10 @@ class JobLog:
 
     `clock` gives the times of what is told, in epoch seconds.
 
-    *Ids* are strings of any length with any characters; not empty. *Metadata* and *results* are what `json` can write.
-    Any number of tasks and processes may tell stages of a job at once; none is lost. Each call is one change, done as a
-    whole or not at all, also when it is cancelled or the process is killed. Where the store fails, its `StoreError` is
-    raised. ::
+    *Ids* are strings: not empty, up to 4096 bytes, without control characters. *Metadata* and *results* are what `json`
+    can write. Any number of tasks and processes may tell stages of a job at once; none is lost. Each call is one
+    change, done as a whole or not at all, also when it is cancelled or the process is killed. Where the store fails,
+    its `StoreError` is raised. ::
 
         jobs = JobLog(store)
         await jobs.create("import-2026-11-22", file="orders.csv")

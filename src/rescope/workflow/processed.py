@@ -68,8 +68,9 @@ class ProcessedLog:
     `name`: up to 200 bytes in UTF-8. Logs of different names share nothing, whatever the names begin with. `clock`
     gives the `at` of what is marked, in epoch seconds.
 
-    *Keys* are strings of any length with any characters, as the paths of files are; not empty. *Metadata* is what
-    `json` can write. Nothing else refers to a log: it is there when something is marked, and holds until it is removed.
+    *Keys* are strings as the paths of files are: not empty, up to 4096 bytes, without control characters. *Metadata* is
+    what `json` can write. Nothing else refers to a log: it is there when something is marked, and holds until it is
+    removed.
 
     Any number of tasks and processes may use a log at once; no mark is lost. Each mark is whole or not there, also when
     it is cancelled or the process is killed. Where the store fails, its `StoreError` is raised; marking again does no
