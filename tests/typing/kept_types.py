@@ -6,9 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Literal, assert_type
 
 from rescope import ResourceCleanupError, Scope
-from rescope.workflow import MemoryStore, Store
-from rescope.workflow.checkpoints import Checkpoint, CheckpointReport, checkpoint
-from rescope.workflow.shared import get_or_create
+from rescope.workflow import Checkpoint, CheckpointReport, MemoryStore, Store, checkpoint, get_or_create
 
 
 async def resumed(store: Store) -> int:

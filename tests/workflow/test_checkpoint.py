@@ -22,8 +22,19 @@ import pytest
 from conftest import ASYNCIO_ONLY
 from rescope import CloseTimeoutError, Ok, ResourceCleanupError, Scope, with_scope
 from rescope.testing import Ledger, cancel_everywhere
-from rescope.workflow import Entry, MemoryStore, SqliteStore, Store, StoreClosedError, StoreError, checkpoints
-from rescope.workflow.checkpoints import Checkpoint, CheckpointConflictError, CheckpointReport, checkpoint
+from rescope.workflow import (
+    Checkpoint,
+    CheckpointConflictError,
+    CheckpointReport,
+    Entry,
+    MemoryStore,
+    SqliteStore,
+    Store,
+    StoreClosedError,
+    StoreError,
+    checkpoint,
+    checkpoints,
+)
 from workflow.broken_stores import Clock, Good
 
 KEY = "checkpoint/=orders"
@@ -123,6 +134,8 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
         ({"store": {}}, TypeError, "`store` must be a store, as `MemoryStore()`, not a dict"),
         ({"key": 5}, TypeError, "a key must be a string, not a int"),
         ({"key": ""}, ValueError, "a key must not be empty"),
+        ({"key": "a\nb"}, ValueError, "a key must not hold control characters"),
+        ({"key": "x" * 5000}, ValueError, "a key must be at most 4096 bytes in UTF-8, not 5000"),
         ({"version": "1"}, TypeError, "`version` must be a whole number, not a str"),
         ({"version": True}, TypeError, "`version` must be a whole number, not a bool"),
         ({"version": -1}, ValueError, "`version` must be at least 0, not -1"),
@@ -771,8 +784,7 @@ async def test_one_that_was_finished_by_another_is_gone() -> None:
 
 PROGRAM = """
 import sys, anyio
-from rescope.workflow import SqliteStore
-from rescope.workflow.checkpoints import checkpoint
+from rescope.workflow import SqliteStore, checkpoint
 
 async def main(path, end):
     async with SqliteStore(path) as store, checkpoint(store, "orders") as c:

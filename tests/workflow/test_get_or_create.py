@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,19 @@ import pytest
 
 from conftest import ASYNCIO_ONLY
 from rescope.testing import Ledger, cancel_everywhere
-from rescope.workflow import Entry, MemoryStore, SqliteStore, Store, StoreError, shared
-from rescope.workflow.lease import LeaseHeldError, LeaseLostError, lease
-from rescope.workflow.shared import _turns, get_or_create
+from rescope.workflow import (
+    Entry,
+    LeaseHeldError,
+    LeaseLostError,
+    MemoryStore,
+    SqliteStore,
+    Store,
+    StoreError,
+    get_or_create,
+    lease,
+    shared,
+)
+from rescope.workflow.shared import _turns
 from workflow.broken_stores import Clock
 
 KEY = "shared/=day"
@@ -96,6 +107,8 @@ class Factory:
         ({"store": MemoryStore}, TypeError, "`store` must be a store, as `MemoryStore()`, not the class MemoryStore"),
         ({"key": None}, TypeError, "a key must be a string, not a NoneType"),
         ({"key": ""}, ValueError, "a key must not be empty"),
+        ({"key": "a\nb"}, ValueError, "a key must not hold control characters"),
+        ({"key": "x" * 5000}, ValueError, "a key must be at most 4096 bytes in UTF-8, not 5000"),
         ({"factory": "id"}, TypeError, "`factory` must be callable, not a str"),
         ({"ttl": 0}, ValueError, "`ttl` must be more than 0"),
         ({"ttl": -1}, ValueError, "`ttl` must be more than 0"),
@@ -210,7 +223,18 @@ async def test_without_a_ttl_it_stays() -> None:
 async def test_keys_do_not_mix() -> None:
     """Each key has a value of its own, however long it is and whatever it holds."""
     store = MemoryStore()
-    keys = ["a", "a/b", "=a", "x" * 490, "x" * 505, "x" * 1000, "x" * 1001, "tab\there", "caf\udce9.csv"]
+    keys = [
+        "a",
+        "a/b",
+        "=a",
+        "x" * 498,
+        "x" * 499,
+        "x" * 504,
+        "x" * 505,
+        "x" * 1000,
+        "x" * 1001,
+        "caf\udce9.csv",
+    ]
     made = [await get_or_create(store, key, lambda key=key: key, ttl=LONG) for key in keys]  # type: ignore[misc]
     again: list[Any] = [await get_or_create(store, key, Factory(), ttl=LONG) for key in keys]
     assert made == keys
@@ -224,10 +248,11 @@ async def test_a_lease_of_the_same_name_is_not_in_the_way() -> None:
         assert await get_or_create(store, "day", Factory(), ttl=LONG) == 1
 
 
-async def test_what_something_else_wrote_is_told() -> None:
+@pytest.mark.parametrize("value", ["something else", {"key": "day"}])
+async def test_what_something_else_wrote_is_told(value: Any) -> None:
     """It is neither given nor overwritten."""
     store = MemoryStore()
-    await store.put(KEY, "something else")
+    await store.put(KEY, value)
     with pytest.raises(StoreError, match="was not written by `get_or_create`: delete it"):
         await get_or_create(store, "day", Factory(), ttl=LONG)
 
@@ -268,15 +293,15 @@ async def test_different_values_are_made_at_the_same_time() -> None:
     assert [factory.calls for factory in factories] == [1] * 4
 
 
-async def test_who_waits_sees_the_value_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_waits_sees_the_value_of_another_process() -> None:
     """Who was refused the lease asks again, and finds the value as soon as it is there."""
-    monkeypatch.setattr(sys.modules["rescope.workflow.lease"], "_QUICK", 0.01)
+    clock = count().__next__  # so that a lease is asked for once
     values: list[int] = []
     here, there = Factory(), Factory("hold")
     waiting = Spied()
 
     async def ask() -> None:
-        values.append(await get_or_create(waiting, "day", here, ttl=LONG))
+        values.append(await get_or_create(waiting, "day", here, ttl=LONG, clock=clock))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(get_or_create, waiting.inner, "day", there, ttl=LONG))
@@ -305,6 +330,29 @@ async def test_where_the_factory_raises_the_next_one_tries() -> None:
             tasks.start_soon(ask)
     assert outcomes == ["first", "second", 3, 3, 3]
     assert await store.get(LEASE) is None
+
+
+async def test_who_got_an_error_may_ask_again() -> None:
+    """Also while others wait, and are at it by then."""
+    store, factory = MemoryStore(), Factory(Fault("first"), "hold")
+    values: list[int] = []
+
+    async def ask() -> None:
+        values.append(await get_or_create(store, "day", factory, ttl=LONG))
+
+    async def ask_again() -> None:
+        try:
+            await ask()
+        except Fault:
+            await ask()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask_again)
+        tasks.start_soon(ask_again)
+        await factory.begun.wait()
+        await anyio.wait_all_tasks_blocked()
+        factory.go_on.set()
+    assert (values, factory.calls) == ([2, 2], 2)
 
 
 async def test_where_the_factory_is_cancelled_the_next_one_tries() -> None:
@@ -518,8 +566,7 @@ async def test_a_store_that_goes_on_failing_is_told() -> None:
 
 WORKER = """
 import os, sys, anyio
-from rescope.workflow import SqliteStore
-from rescope.workflow.shared import get_or_create
+from rescope.workflow import SqliteStore, get_or_create
 
 def note(text):
     with open(sys.argv[2], "a") as journal:

@@ -14,7 +14,7 @@ import random
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from inspect import iscoroutine
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 from rescope.workflow._names import check_store, key_in
@@ -76,11 +76,11 @@ async def get_or_create(
 
         job = await get_or_create(store, f"job/{date.today()}", new_job_id, ttl=2 * 86400)
 
-    `key` may be of any length. `ttl`: seconds until the value expires, from when it was written, by the store's clock;
-    `None` for never. `lease_ttl`: seconds for which the others wait for one that died while it made the value. The
-    lease is renewed while the factory runs, so that may take longer; but one that keeps the event loop waiting for as
-    long loses it, and somebody else makes the value too. Then the one that was written first is what all get. `clock`
-    is that of the lease.
+    `key` may have up to 4096 bytes. `ttl`: seconds until the value expires, from when it was written, by the store's
+    clock; `None` for never. `lease_ttl`: seconds for which the others wait for one that died while it made the value.
+    The lease is renewed while the factory runs, so that may take longer; but one that keeps the event loop waiting for
+    as long loses it, and somebody else makes the value too. Then the one that was written first is what all get.
+    `clock` is that of the lease.
 
     The others wait for as long as it is being made. Where the factory raises, the one who called it gets the exception,
     and the next one tries. So too where it is cancelled: the lease is released at once.
@@ -147,32 +147,32 @@ class _Sharing:
             if self.failed:
                 raise
             logging.getLogger("rescope").warning("while the value for %r was made: %s", self.key, lost)
-        return None if self.made is None else await self._write()
+        return None if self.made is None else await self._write(self.made)
 
     async def _make(self) -> Entry:
         try:
             value = self.factory()
             if hasattr(value, "__await__"):
                 value = await value
-            self.made = encode(self.key, value)
+            made = self.made = encode(self.key, value)
         except Exception:
             self.failed = True
             raise
-        return await self._write()
+        return await self._write(made)
 
-    async def _write(self) -> Entry:
+    async def _write(self, made: str) -> Entry:
         """Write what was made, unless something stands there by now; stubbornly, as it may have been much work.
 
         A try whose answer got lost is no harm: the next one finds what it has written.
         """
         for pause in _PAUSES:
             with suppress(StoreError):
-                return await self._write_once()
+                return await self._write_once(made)
             await _sleep(pause)
-        return await self._write_once()
+        return await self._write_once(made)
 
-    async def _write_once(self) -> Entry:
-        record = {"key": self.key, "value": decode(self.key, self.made or "")}
+    async def _write_once(self, made: str) -> Entry:
+        record = {"key": self.key, "value": decode(self.key, made)}
         while True:
             try:
                 version = await self.store.put(self.at, record, ttl=self.ttl, if_version=0)
@@ -243,7 +243,7 @@ def _check(factory: object, ttl: object, lease_ttl: object) -> None:
     """Refuse what no value can be made with."""
     if not callable(factory):
         msg = f"`factory` must be callable, not a {type(factory).__qualname__}"
-        if iscoroutine(factory):
+        if isinstance(factory, CoroutineType):
             factory.close()
             msg = f"`factory` got the coroutine {factory.__qualname__}(): pass the function itself, without calling it"
         raise TypeError(msg)
