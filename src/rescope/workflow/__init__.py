@@ -2,61 +2,89 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rescope.workflow.checkpoints import Checkpoint, CheckpointConflictError, CheckpointReport, checkpoint
+from rescope.workflow.jobs import (
+    Job,
+    JobExistsError,
+    JobFailure,
+    JobFinishedError,
+    JobLog,
+    JobNotFoundError,
+    JobRun,
+    JobStage,
+    JobStatus,
+)
 from rescope.workflow.lease import Lease, LeaseHeldError, LeaseLostError, lease
+from rescope.workflow.machine import (
+    EventResource,
+    ExecutionViolation,
+    LockStatus,
+    MachineMemory,
+    ReleaseStatus,
+    StoreMemory,
+    Transaction,
+    TransactionViolation,
+    UnfitStateError,
+    check_subject,
+)
+from rescope.workflow.processed import ProcessedEntry, ProcessedLog, ProcessedStats
+from rescope.workflow.retries import Backoff, RetryEntry, RetryFailure, RetryLedger
+from rescope.workflow.shared import get_or_create
 from rescope.workflow.store import BatchStore, Entry, Store, StoreClosedError, StoreError, VersionConflictError
 from rescope.workflow.stores.memory import MemoryStore
+from rescope.workflow.stores.opening import open_store
+from rescope.workflow.stores.postgres import PostgresStore
+from rescope.workflow.stores.redis import RedisStore
 from rescope.workflow.stores.sqlite import SqliteStore
-
-if TYPE_CHECKING:
-    from rescope.workflow.stores.opening import open_store
-    from rescope.workflow.stores.postgres import PostgresStore
-    from rescope.workflow.stores.redis import RedisStore
+from rescope.workflow.validation import InvalidConnectionError, validated
 
 __all__ = [
+    "Backoff",
     "BatchStore",
+    "Checkpoint",
+    "CheckpointConflictError",
+    "CheckpointReport",
     "Entry",
+    "EventResource",
+    "ExecutionViolation",
+    "InvalidConnectionError",
+    "Job",
+    "JobExistsError",
+    "JobFailure",
+    "JobFinishedError",
+    "JobLog",
+    "JobNotFoundError",
+    "JobRun",
+    "JobStage",
+    "JobStatus",
     "Lease",
     "LeaseHeldError",
     "LeaseLostError",
+    "LockStatus",
+    "MachineMemory",
     "MemoryStore",
     "PostgresStore",
+    "ProcessedEntry",
+    "ProcessedLog",
+    "ProcessedStats",
     "RedisStore",
+    "ReleaseStatus",
+    "RetryEntry",
+    "RetryFailure",
+    "RetryLedger",
     "SqliteStore",
     "Store",
     "StoreClosedError",
     "StoreError",
+    "StoreMemory",
+    "Transaction",
+    "TransactionViolation",
+    "UnfitStateError",
     "VersionConflictError",
+    "check_subject",
+    "checkpoint",
+    "get_or_create",
     "lease",
     "open_store",
+    "validated",
 ]
-
-_LATE = {
-    "PostgresStore": "rescope.workflow.stores.postgres",
-    "RedisStore": "rescope.workflow.stores.redis",
-    "open_store": "rescope.workflow.stores.opening",
-    "Acquire": "rescope.workflow.machine",
-    "Release": "rescope.workflow.machine",
-    "EventResource": "rescope.workflow.machine",
-    "MachineMemory": "rescope.workflow.machine",
-    "StoreMemory": "rescope.workflow.machine",
-    "TransactionViolation": "rescope.workflow.machine",
-    "ExecutionViolation": "rescope.workflow.machine",
-    "ProcessedLog": "rescope.workflow.processed",
-    "JobLog": "rescope.workflow.jobs",
-    "checkpoint": "rescope.workflow.checkpoints",
-    "get_or_create": "rescope.workflow.shared",
-    "RetryLedger": "rescope.workflow.retries",
-    "validated": "rescope.workflow.validation",
-}
-"""What needs an extra is imported when it is asked for."""
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LATE:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    from importlib import import_module
-
-    return getattr(import_module(_LATE[name]), name)

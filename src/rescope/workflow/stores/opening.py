@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from rescope.workflow.store import BatchStore
 
+    _Opener = Callable[[str, str], AbstractAsyncContextManager[BatchStore]]
+
 __all__ = ["open_store"]
 
 _TO_CLOSE = 5.0  # seconds
@@ -38,15 +40,19 @@ def open_store(url: str) -> AbstractAsyncContextManager[BatchStore]:
     On entering: `ImportError` where the extra is missing, `RuntimeError` on trio for what knows asyncio alone, and
     what the client says of a URL that it can't read.
     """
+    opener, rest = _parsed(url)
+    return opener(url, rest)
+
+
+def _parsed(url: object) -> tuple[_Opener, str]:
     if not isinstance(url, str):
         msg = f"`url` must be a string, not a {type(url).__qualname__}: as {_WAYS}"
         raise TypeError(msg)
     scheme, colon, rest = url.partition(":")
-    opener = _OPENERS.get(scheme.lower()) if colon else None
-    if opener is None:
+    if not colon or scheme.lower() not in _OPENERS:
         msg = f"`url` must begin with one of {', '.join(f'{known}:' for known in _OPENERS)}: as {_WAYS}"
         raise ValueError(msg)
-    return opener(url, rest)
+    return _OPENERS[scheme.lower()], rest
 
 
 def _memory(_url: str, rest: str) -> AbstractAsyncContextManager[BatchStore]:
@@ -101,7 +107,7 @@ def _imported(module: str, extra: str) -> Any:
         raise ImportError(msg, name=missing.name) from missing
 
 
-_OPENERS: dict[str, Callable[[str, str], AbstractAsyncContextManager[BatchStore]]] = {
+_OPENERS: dict[str, _Opener] = {
     "sqlite": _sqlite,
     "postgresql": _postgres,
     "postgres": _postgres,
