@@ -150,6 +150,7 @@ _GETTING = _Script(_GET, " flags=no-writes")
 _PAGING = _Script(_PAGE, " flags=no-writes")
 _PUTTING = _Script(_PUT)
 _DELETING = _Script(_DELETE, " flags=allow-oom")
+_ALL = (_GETTING, _PAGING, _PUTTING, _DELETING)
 
 
 @final
@@ -173,7 +174,7 @@ class RedisStore:
     `task.cancel()`, and with `RedisCluster` the first, cuts that off.
     """
 
-    __slots__ = ("_client", "_clustered", "_keys", "_prefix")
+    __slots__ = ("_calls", "_client", "_clustered", "_keys", "_prefix")
 
     def __init__(self, client: Redis | RedisCluster, *, prefix: str = "rescope") -> None:
         _check_client(client)
@@ -185,6 +186,7 @@ class RedisStore:
         self._clustered = hasattr(client, "get_node_from_key")
         self._prefix = prefix
         self._keys = [f"{{{prefix}}}:{name}".encode() for name in ("entries", "order", "deadlines", "about")]
+        self._calls = {script: _packed(b"EVALSHA", script.sha, b"%d" % len(self._keys), *self._keys) for script in _ALL}
 
     def __repr__(self) -> str:
         return f"<RedisStore {self._prefix!r}>"
@@ -244,11 +246,10 @@ class RedisStore:
         refuse_trio("RedisStore", "redis-py")
         task, sent = cast("Task[Any]", current_task()), False
         before = task.cancelling()
-        run = (script.sha, b"%d" % len(self._keys), *self._keys, *args)
         try:
             lent = await self._lend()
             sent = True
-            answer = await (self._ask_node if self._clustered else self._ask_once)(lent, script, run)
+            answer = await (self._ask_node if self._clustered else self._ask_once)(lent, script, args)
         except Exception as exc:
             raise self._told(exc, sent=sent, harmless=harmless) from exc
         if task.cancelling() > before:
@@ -263,28 +264,30 @@ class RedisStore:
         await client.initialize()
         return client.get_node_from_key(self._keys[0].decode())
 
-    async def _ask_once(self, connection: Any, script: _Script, run: tuple[bytes, ...]) -> Any:
+    async def _ask_once(self, connection: Any, script: _Script, args: tuple[bytes, ...]) -> Any:
+        size, rest = 3 + len(self._keys) + len(args), _packed(*args)
         try:
             try:
-                return await _sent_once(connection, b"EVALSHA", *run)
+                return await _sent_once(connection, b"*%d\r\n%b%b" % (size, self._calls[script], rest))
             except Exception as exc:
                 if not _is_unknown(exc):
                     raise
-            return await _sent_once(connection, b"EVAL", script.text, *run[1:])
+            call = _packed(b"EVAL", script.text, b"%d" % len(self._keys), *self._keys)
+            return await _sent_once(connection, b"*%d\r\n%b%b" % (size, call, rest))
         finally:
             await cast("Any", self._client).connection_pool.release(connection)
 
-    async def _ask_node(self, node: Any, script: _Script, run: tuple[bytes, ...]) -> Any:
+    async def _ask_node(self, node: Any, script: _Script, args: tuple[bytes, ...]) -> Any:
         from anyio import fail_after
 
         send = partial(cast("Any", self._client).execute_command, target_nodes=node, NEVER_DECODE=True)
         with fail_after(_PATIENCE, shield=True):  # a cluster's client gives up the answer where it is cancelled
             try:
-                return await send("EVALSHA", *run)
+                return await send("EVALSHA", script.sha, len(self._keys), *self._keys, *args)
             except Exception as exc:
                 if not _is_unknown(exc):
                     raise
-            return await send("EVAL", script.text, *run[1:])
+            return await send("EVAL", script.text, len(self._keys), *self._keys, *args)
 
     def _told(self, exc: Exception, *, sent: bool, harmless: bool) -> StoreError:
         from redis import exceptions as told
@@ -309,12 +312,12 @@ class RedisStore:
         return StoreError(f"{about}; nothing was written", may_retry=may_retry)
 
 
-async def _sent_once(connection: Any, *command: bytes) -> Any:
+async def _sent_once(connection: Any, command: bytes) -> Any:
     """Send a command, and read its answer as bytes, whatever the client makes of answers.
 
     Where it is cancelled, the answer is waited for all the same: else what was cancelled could still be done later.
     """
-    await connection.send_packed_command(_packed(command))
+    await connection.send_packed_command(command)
     try:
         return await connection.read_response(disable_decoding=True, disconnect_on_error=False)
     except CancelledError:
@@ -331,9 +334,9 @@ async def _sent_once(connection: Any, *command: bytes) -> Any:
         raise
 
 
-def _packed(command: tuple[bytes, ...]) -> bytes:
-    """Write a command as the protocol has it, in half the time that redis-py takes for what need not be bytes."""
-    return b"*%d\r\n" % len(command) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in command])
+def _packed(*parts: bytes) -> bytes:
+    """Write parts of a command as the protocol has it. redis-py, which takes more than bytes, needs longer for that."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
 def _is_unknown(exc: Exception) -> bool:
