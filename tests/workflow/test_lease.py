@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -467,6 +468,25 @@ async def test_a_success_that_was_sent_too_early_is_none() -> None:
     assert await store.get(KEY) is None
 
 
+def test_a_body_that_keeps_the_loop_waiting_from_the_start_hears_of_the_loss_soon() -> None:
+    """The time to the first renewal runs from the grant, also where nothing else has had its turn since."""
+    clock = pytest.importorskip("trio.testing").MockClock()
+    turns: list[int] = []
+
+    async def main() -> None:
+        store = MemoryStore(clock=anyio.current_time)
+        with pytest.raises(LeaseLostError, match="its time ran out"):
+            async with lease(store, "orders", ttl=30, clock=anyio.current_time):
+                clock.jump(31)  # as if it did something that takes so long, and never awaits
+                for turn in range(10):
+                    await anyio.lowlevel.checkpoint()
+                    turns.append(turn)
+                raise AssertionError
+
+    anyio.run(main, backend="trio", backend_options={"clock": clock})
+    assert len(turns) < 10
+
+
 # What comes out
 
 
@@ -728,6 +748,53 @@ async def test_a_release_that_is_cut_off_by_a_cancellation_ends_all_the_same(cap
     assert warnings_in(caplog) == [str(held.lost)]
 
 
+@pytest.mark.parametrize("raised", [None, Fault])
+async def test_a_release_that_fails_as_it_is_cancelled_is_told(raised: type[Exception] | None) -> None:
+    """The cancellation or the body's exception comes out, and `release_error` has what went wrong."""
+    store = FaultyStore()
+    failure = Fault("the disk is full")
+
+    async def cancel() -> None:
+        outer.cancel()
+        await anyio.lowlevel.checkpoint()
+
+    async def fail() -> None:
+        raise failure
+
+    store.before["delete"], store.after["delete"] = cancel, fail
+    with anyio.CancelScope() as outer, suppress(Fault):
+        async with lease(store, "orders", ttl=LONG) as held:
+            if raised is not None:
+                raise raised
+    assert outer.cancelled_caught is (raised is None)
+    told = held.release_error
+    assert told is failure or (isinstance(told, ResourceCleanupError) and told.errors == (failure,))
+
+
+def test_a_release_that_hangs_as_it_is_cancelled_is_told() -> None:
+    """It has its 5 seconds; then the cancellation comes out, and `release_error` says that there was no answer."""
+    times: list[float] = []
+
+    async def main() -> None:
+        store = FaultyStore(clock=anyio.current_time)
+        store.then["delete"] = "hang"
+        with anyio.CancelScope() as outer:
+            async with lease(store, "orders", ttl=30, clock=anyio.current_time) as held:
+                start = anyio.current_time()
+                outer.deadline = start + 1
+                times.append(start)
+        assert outer.cancelled_caught
+        assert str(held.release_error) == "the store did not answer within 5 s"
+        times.append(anyio.current_time())
+
+    logging.disable(logging.ERROR)
+    try:
+        on_a_virtual_clock(main)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert times[1] - times[0] == pytest.approx(5, abs=0.2)
+
+
 # Asking
 
 
@@ -829,6 +896,40 @@ def test_who_waits_long_hears_soon_of_a_store_that_fails() -> None:
 
     on_a_virtual_clock(main)
     assert 25 < times[0] < 55
+
+
+async def test_an_answer_that_comes_when_the_time_is_over_grants_nothing() -> None:
+    """A process that was stopped between asking and the answer asks again: no block begins without the lease."""
+    clock = Clock()
+    store = FaultyStore(clock=clock)
+
+    async def stop() -> None:
+        clock.now += 10
+        del store.after["put"]
+
+    store.after["put"] = stop
+    async with lease(store, "orders", ttl=10, wait=100, clock=clock) as held:
+        held.check()
+        entry = await store.inner.get(KEY)
+        assert entry is not None
+        assert entry.version == held.token
+    assert store.calls == ["put", "get", "put", "delete"]
+
+
+async def test_a_store_that_always_answers_when_the_time_is_over_is_told() -> None:
+    """A ttl that is shorter than the store takes to answer is an error of its own, and nothing is held."""
+    clock = Clock()
+    store = FaultyStore(clock=clock)
+
+    async def take_long() -> None:
+        clock.now += 10
+
+    store.after["put"] = take_long
+    with pytest.raises(StoreError, match=r"^the answer of the store took longer than the ttl, 10 s$") as caught:
+        async with lease(store, "orders", ttl=10, clock=clock):
+            raise AssertionError
+    assert caught.value.may_retry
+    assert await store.get(KEY) is None
 
 
 async def test_a_cancelled_asking_leaves_nothing() -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from conftest import ASYNCIO_ONLY  # pyright: ignore[reportAttributeAccessIssue]
 from rescope.testing import StoreCheck, store_contract
-from rescope.workflow import Entry, PostgresStore, StoreClosedError, StoreError, VersionConflictError
+from rescope.workflow import Entry, PostgresStore, StoreClosedError, StoreError, VersionConflictError, lease
 
 asyncpg = pytest.importorskip("asyncpg")
 
@@ -147,6 +147,19 @@ async def test_a_pool_that_resets_adds_a_round_trip(postgres_url: str, tmp_path:
         await store.get("key")
         await asyncio.sleep(0)
         assert relay.trips - before == 2
+
+
+@on_asyncio
+@pytest.mark.parametrize(("options", "trips"), [({"reset": as_it_is}, 2), ({}, 4)], ids=["as it is", "reset"])
+async def test_a_lease_is_two_round_trips(
+    postgres_url: str, tmp_path: Path, options: dict[str, Any], trips: int
+) -> None:
+    """To take a lease is one round trip, to release it another; a pool that resets adds one to each."""
+    async with relay_to(postgres_url, tmp_path, **options) as (store, relay):
+        before = relay.trips
+        async with lease(store, "orders", ttl=60):
+            pass
+        assert relay.trips - before == trips
 
 
 # Versions and turns

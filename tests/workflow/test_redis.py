@@ -19,7 +19,7 @@ import pytest
 
 from conftest import ASYNCIO_ONLY  # pyright: ignore[reportAttributeAccessIssue]
 from rescope.testing import StoreCheck, store_contract
-from rescope.workflow import Entry, RedisStore, StoreError, VersionConflictError
+from rescope.workflow import Entry, RedisStore, StoreError, VersionConflictError, lease
 
 redis = pytest.importorskip("redis")
 
@@ -143,6 +143,16 @@ async def test_an_operation_is_one_round_trip(redis_url: str, tmp_path: Path) ->
             await operation()
             trips[name] = relay.trips - before
     assert trips == dict.fromkeys(operations, 1)
+
+
+@on_asyncio
+async def test_a_lease_is_two_round_trips(redis_url: str, tmp_path: Path) -> None:
+    """To take a lease is one round trip, to release it another."""
+    async with relay_to(redis_url, tmp_path) as (store, relay):
+        before = relay.trips
+        async with lease(store, "orders", ttl=60):
+            pass
+        assert relay.trips - before == 2
 
 
 @on_asyncio

@@ -63,13 +63,14 @@ class _OnTrio:
         import trio
 
         self._scope = trio.CancelScope()
-        trio.lowlevel.spawn_system_task(self._run, seconds, main, context=copy_context())
+        due = trio.current_time() + seconds  # from now: who asked may keep the loop waiting before the task begins
+        trio.lowlevel.spawn_system_task(self._run, due, main, context=copy_context())
 
-    async def _run(self, seconds: float, main: Main) -> None:
+    async def _run(self, due: float, main: Main) -> None:
         import trio
 
         with self._scope:
-            await trio.sleep(seconds)
+            await trio.sleep_until(due)
             await main()
 
     def cancel(self) -> None:
