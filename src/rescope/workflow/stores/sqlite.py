@@ -16,7 +16,7 @@ import sqlite3
 import time
 from contextlib import closing, contextmanager
 from functools import partial
-from threading import Lock
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 from weakref import WeakKeyDictionary
 
@@ -212,11 +212,22 @@ class SqliteStore:
         from anyio import CancelScope, to_thread
 
         self._closed = True
-        with CancelScope(shield=True):  # also where nothing seems open: a thread may be at it
-            await to_thread.run_sync(self._close, limiter=_limiter(self))
+        try:
+            with CancelScope(shield=True):  # also where nothing seems open: a thread may be at it
+                await to_thread.run_sync(self._close, limiter=_limiter(self))
+        except BaseException:  # `task.cancel()` of asyncio goes through the shield
+            Thread(target=self._close).start()
+            raise
 
     async def __aenter__(self) -> Self:
-        await self._run(_nothing)
+        try:
+            await self._run(_nothing)
+        except Exception:
+            raise
+        except BaseException:  # cut off likewise, while a thread opens it, and who didn't enter doesn't exit
+            self._closed = True
+            Thread(target=self._close).start()
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
