@@ -40,6 +40,16 @@ class Fault(Exception):
     """An error of our own."""
 
 
+class Mute(Exception):
+    """An error that can't say what it is."""
+
+    def __str__(self) -> str:
+        raise Fault
+
+
+INNER = "ExceptionGroup: one (1 sub-exception): Mute"
+
+
 @pytest.fixture
 def clock() -> Clock:
     """A clock that stands still unless it is turned."""
@@ -122,7 +132,13 @@ async def test_completing_ends_the_job_with_its_result(jobs: JobLog, clock: Cloc
     [
         (Fault("no such table"), JobFailure("Fault", "no such table"), "Fault: no such table"),
         ("disk full", JobFailure(None, "disk full"), "disk full"),
-        (KeyboardInterrupt(), JobFailure("KeyboardInterrupt", ""), "KeyboardInterrupt: "),
+        (KeyboardInterrupt(), JobFailure("KeyboardInterrupt", ""), "KeyboardInterrupt"),
+        (Mute(), JobFailure("Mute", ""), "Mute"),
+        (
+            ExceptionGroup("two tasks", [Fault("cut off"), ExceptionGroup("one", [Mute()])]),
+            JobFailure("ExceptionGroup", f"two tasks (2 sub-exceptions): Fault: cut off, {INNER}"),
+            f"ExceptionGroup: two tasks (2 sub-exceptions): Fault: cut off, {INNER}",
+        ),
     ],
 )
 async def test_failing_ends_the_job_with_its_error(

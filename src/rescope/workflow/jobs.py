@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast, final
 
 from rescope import Err, Scope
+from rescope.workflow._failure import told
 from rescope.workflow._listing import Listing
 from rescope.workflow._names import check_store, check_user_key, key_in
 from rescope.workflow.store import StoreError, VersionConflictError, decode, encode
@@ -114,7 +115,7 @@ class JobFailure:
     message: str = field(repr=False)
 
     def __str__(self) -> str:
-        return self.message if self.type is None else f"{self.type}: {self.message}"
+        return ": ".join(part for part in (self.type, self.message) if part)
 
 
 @final
@@ -204,7 +205,7 @@ class JobLog:
         To do so again with the same error changes nothing. Raises `JobNotFoundError`, and `JobFinishedError` where the
         job has ended otherwise; `TypeError` for what is neither an exception nor a text.
         """
-        ending = {"status": JobStatus.FAILED, "error": _error(error)}
+        ending = {"status": JobStatus.FAILED, "error": JobFailure(*told(error))}
         return await self._change(job_id, partial(_ended, ending))
 
     async def get(self, job_id: str) -> Job | None:
@@ -319,16 +320,6 @@ def _ended(ending: dict[str, Any], job: Job, now: float) -> Job:
 def _closed(stages: tuple[JobStage, ...], now: float) -> tuple[JobStage, ...]:
     """End the latest stage, if there is one."""
     return (*stages[:-1], *(replace(latest, finished_at=now) for latest in stages[-1:]))
-
-
-def _error(error: object) -> JobFailure:
-    if isinstance(error, str):
-        return JobFailure(None, error)
-    if isinstance(error, BaseException):
-        return JobFailure(type(error).__qualname__, str(error))
-    what = f"the class {error.__qualname__}" if isinstance(error, type) else f"a {type(error).__qualname__}"
-    msg = f"`error` must be an exception or a text, not {what}"
-    raise TypeError(msg)
 
 
 # To the store, and from it

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast, final
 
 from rescope import Err, Scope
+from rescope.workflow._failure import told
 from rescope.workflow._listing import Listing
 from rescope.workflow._names import check_store, check_user_key, key_in, section
 from rescope.workflow.store import VersionConflictError
@@ -197,11 +198,10 @@ class RetryLedger:
         Of the error, its type's name and the first 1,000 characters of its message are kept, and nothing else: see to
         it that no message holds a password. Where somebody else records the same key meanwhile, this one comes after.
         """
-        where, what = self._where(key), _told(error)
-        pause = _FIRST_PAUSE
+        where, (kind, message), pause = self._where(key), told(error), _FIRST_PAUSE
         while True:
             found = await self._store.get(where)
-            record = self._record(key, what, None if found is None else self._read(found))
+            record = self._record(key, kind, message, None if found is None else self._read(found))
             try:
                 await self._store.put(where, record, if_version=0 if found is None else found.version)
             except VersionConflictError:
@@ -271,9 +271,9 @@ class RetryLedger:
     def _where(self, key: str) -> str:
         return key_in(self._prefix, key)
 
-    def _record(self, key: str, what: tuple[str | None, str], known: RetryEntry | None) -> dict[str, Any]:
+    def _record(self, key: str, kind: str | None, message: str, known: RetryEntry | None) -> dict[str, Any]:
         """Give what is to be written of a failure, on what was known before."""
-        failure = RetryFailure(self._clock(), *what)
+        failure = RetryFailure(self._clock(), kind, _cut(message))
         attempts = 1 if known is None else known.attempts + 1
         pause = self._backoff(attempts)
         _check_number("what `backoff` gives", pause, 0, _LONGEST)
@@ -311,21 +311,6 @@ class RetryLedger:
 
 def _is_known(entry: RetryEntry | None) -> bool:
     return entry is not None
-
-
-def _told(error: object) -> tuple[str | None, str]:
-    """Give the type of an error and its message, as they are kept."""
-    if isinstance(error, str):
-        return None, _cut(error)
-    if not isinstance(error, BaseException):
-        what = f"the class {error.__qualname__}" if isinstance(error, type) else f"a {type(error).__qualname__}"
-        msg = f"`error` must be an exception or a text, not {what}"
-        raise TypeError(msg)
-    try:
-        message = str(error)
-    except Exception:  # its `__str__` is foreign code
-        message = ""
-    return type(error).__qualname__, _cut(message)
 
 
 def _cut(text: str) -> str:
