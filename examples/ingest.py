@@ -9,22 +9,28 @@ over when its lease has run out, and goes on where it was.
     python examples/ingest.py --show --store sqlite:///ingest.db       # in another terminal; needs rescope[cli]
 
 `--store` also takes `postgresql://` (with `rescope[postgres]`) and `redis://` (with `rescope[redis]`). One of the files
-that ship is damaged, to show what becomes of that.
+that ship is damaged, to show what becomes of that: it is told, tried again later, and in the way of no other file.
+
+A file that was written to within the last second is left for the next look. Who takes longer to write one should move
+it into the folder when it is whole: a file that has changed is another file, and all of its rows are loaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import secrets
 import sqlite3
 import sys
 import tempfile
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -54,9 +60,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Row: TypeAlias = tuple[int, str, str, int, int]
+Line: TypeAlias = tuple[int, dict[str, str]]
 INBOX = Path(__file__).parent / "inbox"
+COLUMNS = ("order", "customer", "item", "pieces", "cents")
 A_DAY = 86400.0
 BATCH = 20
+SETTLED = 1.0  # seconds without a write after which a file is taken to be whole
+A_MOMENT = 2.0  # seconds
+BAD_FILE = (ValueError, OverflowError, csv.Error, sqlite3.Error)
 
 
 @dataclass(frozen=True)
@@ -64,24 +75,37 @@ class Source:
     """A file, known by its name and content: one that has changed is another."""
 
     name: str
-    lines: list[dict[str, str]] = field(repr=False)
+    content: bytes = field(repr=False)
 
     @classmethod
     def read(cls, path: Path) -> Source:
         content = path.read_bytes()
-        lines = csv.DictReader(content.decode("utf-8").splitlines())
-        return cls(f"{path.name}@{sha256(content).hexdigest()[:8]}", list(lines))
+        if abs(time.time() - path.stat().st_mtime) < SETTLED:
+            raise BeingWrittenError(path.name)
+        printable = "".join(each if each.isprintable() else "?" for each in path.name)
+        digest = sha256(os.fsencode(path.name) + b"/" + content).hexdigest()
+        return cls(f"{printable}@{digest[:8]}", content)
 
-    def rows(self, begin: int, end: int) -> list[Row]:
-        return [self._row(number) for number in range(begin, min(end, len(self.lines)))]
+    def lines(self) -> list[Line]:
+        """Give its lines, unread. An empty file has none; in any other the first one must name the columns."""
+        reader = csv.DictReader(StringIO(self.content.decode("utf-8-sig"), newline=""), restval="")
+        if missing := [column for column in COLUMNS if reader.fieldnames and column not in reader.fieldnames]:
+            msg = f"line 1: no column {', '.join(missing)}"
+            raise ValueError(msg)
+        return [(reader.line_num, line) for line in reader]
 
-    def _row(self, number: int) -> Row:
-        line = self.lines[number]
-        try:
-            return int(line["order"]), line["customer"], line["item"], int(line["pieces"]), int(line["cents"])
-        except ValueError as exc:
-            msg = f"line {number + 2}: {exc}"
-            raise ValueError(msg) from None
+
+def read_line(numbered: Line) -> Row:
+    number, line = numbered
+    try:
+        return int(line["order"]), line["customer"], line["item"], int(line["pieces"]), int(line["cents"])
+    except ValueError as exc:
+        msg = f"line {number}: {exc}"
+        raise ValueError(msg) from None
+
+
+class BeingWrittenError(Exception):
+    """Somebody may be writing that file: what there is of it may not be all."""
 
 
 class TakenOverError(Exception):
@@ -139,39 +163,45 @@ class Worker:
         """Load all there is to load; tell whether somebody else is at some of it."""
         busy = False
         for path in await anyio.to_thread.run_sync(_files, inbox):
-            source = await anyio.to_thread.run_sync(Source.read, path)
             try:
+                source = await anyio.to_thread.run_sync(Source.read, path)
                 async with lease(self._store, f"ingest/{source.name}", ttl=self._ttl) as held:
                     await self._take(source, held.token)
-            except (LeaseHeldError, LeaseLostError, CheckpointConflictError, TakenOverError):
+            except (BeingWrittenError, LeaseHeldError, LeaseLostError, CheckpointConflictError, TakenOverError):
                 busy = True
+            except OSError as exc:  # it has gone meanwhile, or may not be read
+                print(f"{path.name!a}: {exc.strerror}", flush=True)
         return busy
 
     async def _take(self, source: Source, token: int) -> None:
         if await self._loaded.is_processed(source.name) or not await self._failed.due(source.name):
             return
         job = await self._job(source)
+        if job.error is not None:  # who was at it died before that was recorded
+            await self._failed.record_failure(source.name, str(job.error))
+            return
         try:
-            await self._load(source, job, token)
-        except (ValueError, sqlite3.Error) as exc:
+            rows = await self._load(source, job, token)
+        except BAD_FILE as exc:
             await self._jobs.fail(job.id, exc)
             entry = await self._failed.record_failure(source.name, exc)
             print(f"{source.name}: {exc} (attempt {entry.attempts})", flush=True)
             return
-        await self._jobs.complete(job.id, rows=len(source.lines))
+        await self._jobs.complete(job.id, rows=rows)
+        await self._loaded.mark(source.name, {"rows": rows})  # until here it would be done again
         await self._failed.clear(source.name)
-        await self._loaded.mark(source.name, {"rows": len(source.lines)})  # last: until here it would be done again
-        print(f"{source.name}: {len(source.lines)} rows", flush=True)
+        print(f"{source.name}: {rows} rows", flush=True)
 
-    async def _load(self, source: Source, job: Job, token: int) -> None:
+    async def _load(self, source: Source, job: Job, token: int) -> int:
+        lines = source.lines()
         async with checkpoint(self._store, f"ingest/{source.name}") as progress:
-            begin = progress.state or 0
-            while begin < len(source.lines):
+            for begin in range(progress.state or 0, len(lines), BATCH):
                 if job.status == JobStatus.RUNNING:
-                    await self._jobs.stage(job.id, f"from row {begin} of {len(source.lines)}")
-                await self._warehouse.add(source, begin, source.rows(begin, begin + BATCH), token=token)
-                begin += BATCH
-                await progress.advance(begin)
+                    await self._jobs.stage(job.id, f"from row {begin} of {len(lines)}")
+                rows = [read_line(line) for line in lines[begin : begin + BATCH]]
+                await self._warehouse.add(source, begin, rows, token=token)
+                await progress.advance(begin + BATCH)
+        return len(lines)
 
     async def _job(self, source: Source) -> Job:
         """Give the job of this attempt: that of the worker that was at it, if one was. The id of the day is shared."""
@@ -179,11 +209,11 @@ class Worker:
         run_of_the_day = await get_or_create(self._store, f"ingest/{day}", lambda: _new_id(day), ttl=2 * A_DAY)
         failed = await self._failed.get(source.name)
         job_id = f"{run_of_the_day}/{source.name}#{failed.attempts + 1 if failed else 1}"
-        return await self._jobs.get(job_id) or await self._jobs.create(job_id, rows=len(source.lines))
+        return await self._jobs.get(job_id) or await self._jobs.create(job_id, bytes=len(source.content))
 
 
 def _files(inbox: Path) -> list[Path]:
-    return sorted(inbox.glob("*.csv"))
+    return sorted(path for path in inbox.glob("*.csv") if path.is_file())
 
 
 def _new_id(day: object) -> str:
@@ -208,43 +238,50 @@ async def _answers(store: Store) -> None:
 
 
 async def show(scope: Scope, options: argparse.Namespace) -> None:
-    """Draw the jobs of today, until all of them have ended: live on a terminal, else once."""
+    """Draw the jobs: on a terminal for as long as one runs, and a moment longer, as another may follow; else once."""
     try:
         from rich.live import Live
     except ImportError:
         sys.exit("the table needs rich: pip install 'rescope[cli]'")
     jobs = JobLog(await scope.enter(open_store(options.store)))
     with Live(await _table(jobs), refresh_per_second=10) as live:
-        while live.console.is_terminal and [job async for job in jobs.list(status=JobStatus.RUNNING)]:
+        seen = time.monotonic()
+        while live.console.is_terminal and time.monotonic() < seen + A_MOMENT:
             await anyio.sleep(0.1)
             live.update(await _table(jobs))
+            if [job async for job in jobs.list(status=JobStatus.RUNNING)]:
+                seen = time.monotonic()
 
 
 async def _table(jobs: JobLog) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("job", "state", "stage", "rows", "for", title="ingest")
     async for job in jobs.list():
-        until = job.finished_at or datetime.now(UTC).timestamp()
+        until = job.finished_at or time.time()
         stage = job.error.message if job.error else job.stages[-1].name if job.stages else ""
-        rows = str(job.metadata.get("rows", ""))
-        table.add_row(job.id, str(job.status), stage, rows, f"{until - job.created_at:.1f} s")
+        rows = str((job.result or {}).get("rows", ""))
+        cells = (job.id, str(job.status), stage, rows, f"{until - job.created_at:.1f} s")
+        table.add_row(*map(Text, cells))  # as they are: what is in a file is no markup
     return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--inbox", type=Path, default=INBOX)
-    parser.add_argument("--into", type=Path)
-    parser.add_argument("--store")
+    parser.add_argument("--into", type=Path, help="the database; orders.db where only a store is given")
+    parser.add_argument("--store", help="what the workers share; beside the database where only that is given")
     parser.add_argument("--ttl", type=float, default=10, help="seconds after which a dead worker's file is taken over")
     parser.add_argument("--watch", type=float, help="seconds between looks; without it, look once")
     parser.add_argument("--show", action="store_true", help="draw the jobs, and load nothing")
     parser.add_argument("--backend", default="asyncio", choices=["asyncio", "trio"])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        options.into = options.into or Path(folder, "orders.db")
-        options.store = options.store or f"sqlite:///{folder}/ingest.db"
+    if not options.show and not options.inbox.is_dir():
+        parser.error(f"{options.inbox} is no folder")
+    with tempfile.TemporaryDirectory() as folder:  # for what nobody wants to keep
+        options.into = options.into or Path("orders.db" if options.store else f"{folder}/orders.db")
+        options.store = options.store or f"sqlite:///{options.into}.store"
         run(show if options.show else ingest, options, backend=options.backend)
 
 
