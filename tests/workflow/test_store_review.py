@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 
@@ -11,8 +14,9 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from conftest import ASYNCIO_ONLY
-from rescope.workflow import SqliteStore, StoreClosedError
+from conftest import ASYNCIO_ONLY  # pyright: ignore[reportAttributeAccessIssue]
+from rescope.workflow import SqliteStore, StoreClosedError, StoreError
+from rescope.workflow.stores import sqlite
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
 
@@ -21,6 +25,11 @@ asyncio_only = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=T
 def path(tmp_path: Path) -> Path:
     """Where a database is."""
     return tmp_path / "store.db"
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """What lies where the database is."""
+    return {each.name: each.read_bytes() for each in path.parent.iterdir()}
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -95,3 +104,67 @@ async def test_a_file_is_closed_though_its_opening_is_cut_off(path: Path, turns:
 
     with pytest.raises(StoreClosedError):
         await store.get("key")
+
+
+# SqliteStore: the file
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_was_removed_is_told(path: Path, replaced: bool) -> None:
+    """SQLite would go on writing to what nobody finds again; a new store takes what is there."""
+    async with SqliteStore(path) as store:
+        await store.put("key", 1)
+        for each in [*path.parent.iterdir()]:
+            each.unlink()
+        if replaced:
+            async with SqliteStore(path) as other:
+                await other.put("key", "other")
+        for call in (lambda: store.put("key", 2), lambda: store.get("key"), lambda: anext(store.scan(""))):
+            with pytest.raises(StoreError, match=r"was removed or replaced: make a new store\. Nothing") as caught:
+                await call()
+            assert not caught.value.may_retry
+    async with SqliteStore(path) as store:
+        entry = await store.get("key")
+
+    assert (entry and entry.value) == ("other" if replaced else None)
+
+
+async def test_a_relative_path_is_from_where_the_store_was_made(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not from where the program is when the store is first used."""
+    monkeypatch.chdir(path.parent)
+    store = SqliteStore(path.name)
+    elsewhere = path.with_name("elsewhere")
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    await store.put("key", 1)
+    await store.aclose()
+
+    assert {each.name for each in path.parent.iterdir()} == {path.name, elsewhere.name}
+
+
+def test_a_store_that_is_dropped_is_forgotten(path: Path) -> None:
+    """It is as good as closed, so a process that is forked then may open the file."""
+    store = SqliteStore(path)
+    anyio.run(store.put, "key", 1)
+    held = len(sqlite._OPEN)
+    store._connection.close()  # type: ignore[union-attr]  # Python 3.13 warns of one that is dropped open
+    del store
+    gc.collect()
+
+    assert len(sqlite._OPEN) == held - 1
+
+
+@pytest.mark.parametrize(
+    "made", ["", "INSERT INTO rescope_schema VALUES ('x')", "INSERT INTO rescope_schema VALUES (0)"]
+)
+async def test_a_table_of_schemas_that_is_somebody_elses_is_told(path: Path, made: str) -> None:
+    """Nothing is written beside it."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"CREATE TABLE rescope_schema (version); {made}")
+    before = content(path)
+    store = SqliteStore(path)
+    with pytest.raises(StoreError, match=r"^the table rescope_schema in .* is none that SqliteStore made\. Nothing"):
+        await store.put("key", 1)
+    await store.aclose()
+
+    assert content(path) == before

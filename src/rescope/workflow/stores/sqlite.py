@@ -16,9 +16,10 @@ import sqlite3
 import time
 from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from rescope.workflow.store import (
     Entry,
@@ -75,9 +76,10 @@ class SqliteStore:
     """A store in the SQLite database at `path`, which is created where there is none. `":memory:"` is for tests.
 
     Let a scope hold it, `store = scope.add(SqliteStore(path))`, or use it as `async with SqliteStore(path) as store:`.
-    It opens when it is first used. Any thread and any event loop may use it, and many processes the same file: on one
-    machine, as SQLite's write-ahead log does not work over a network. The calls of a store take turns. The file may
-    hold tables of your own.
+    It opens when it is first used; a relative path begins where the store was made. Any thread and any event loop may
+    use it, and many processes the same file: on one machine, as SQLite's write-ahead log does not work over a network.
+    The calls of a store take turns. The file may hold tables of your own. Where it is removed or replaced while it is
+    open, what is put would be lost, so each call raises `StoreError`.
 
     What a put has written stays, also when the power fails. With `synchronous="normal"` a put does not wait for the
     disk: nothing is lost when a process dies, but the last puts are when the power fails, and then their versions are
@@ -98,11 +100,13 @@ class SqliteStore:
         "_clock",
         "_closed",
         "_connection",
+        "_identity",
         "_lock",
         "_path",
         "_pid",
         "_swept",
         "_synchronous",
+        "_where",
     )
 
     def __init__(
@@ -127,6 +131,8 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._closed = False
         self._pid: int | None = None  # of the process that opened it
+        self._where = self._path if self._path == _IN_MEMORY else str(Path(self._path).absolute())
+        self._identity: tuple[int, int] | None = None  # of the file that was opened
         self._swept = -math.inf
 
     def __repr__(self) -> str:
@@ -250,6 +256,7 @@ class SqliteStore:
             try:
                 if self._connection is None:
                     self._connection = self._opened()
+                self._refuse_lost()
                 return work(self._connection)
             except sqlite3.Error as exc:
                 raise self._told(exc) from exc
@@ -258,6 +265,12 @@ class SqliteStore:
         if self._closed:
             msg = f"the store at {self._path!r} is closed: use it before its scope closes, or make a new one"
             raise StoreClosedError(msg)
+
+    def _refuse_lost(self) -> None:
+        """Refuse to go on where the file was removed: SQLite would write to what nobody finds again."""
+        if self._path != _IN_MEMORY and self._identity != _identity(self._where):
+            msg = f"the file at {self._path!r} was removed or replaced: make a new store. Nothing was written"
+            raise StoreError(msg)
 
     def _forked(self) -> bool:
         return self._pid not in (None, os.getpid())
@@ -294,19 +307,21 @@ class SqliteStore:
     # Opening
 
     def _opened(self) -> sqlite3.Connection:
-        where, pid = os.path.realpath(self._path), os.getpid()
+        where, pid = os.path.realpath(self._where), os.getpid()
         if self._path != _IN_MEMORY and any(path == where and by != pid for path, by in list(_OPEN.values())):
             raise StoreError(_FORKED.format(self._path))
         connection = sqlite3.connect(
-            self._path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
+            self._where, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
         )
         try:
             self._prepare(connection)
+            self._identity = _identity(where)
         except BaseException:
             connection.close()
             raise
         self._pid = pid
         _OPEN[id(self)] = (where, pid)
+        finalize(self, _OPEN.pop, id(self), None).atexit = False  # one that is dropped closes too
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -327,14 +342,19 @@ class SqliteStore:
 
     def _schema(self, connection: sqlite3.Connection) -> int:
         known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'rescope_schema'").fetchone()
-        (found,) = connection.execute("SELECT version FROM rescope_schema").fetchone() if known else (0,)
+        if not known:
+            return 0
+        (found,) = connection.execute("SELECT version FROM rescope_schema").fetchone() or (None,)
+        if not isinstance(found, int) or found < 1:
+            msg = f"the table rescope_schema in {self._path!r} is none that SqliteStore made. Nothing was written"
+            raise StoreError(msg)
         if found > _SCHEMA:
             msg = (
                 f"the store at {self._path!r} has schema {found}, of a newer rescope; this one knows {_SCHEMA}: "
                 "update rescope. Nothing was written"
             )
             raise StoreError(msg)
-        return int(found)
+        return found
 
     def _log_ahead(self, connection: sqlite3.Connection) -> None:
         """Switch to a write-ahead log. SQLite does not wait by itself where others do so too."""
@@ -370,6 +390,14 @@ def _checked(path: object) -> str:
         msg = "`path` must be the path of a file, or ':memory:', and hold no null character"
         raise ValueError(msg)
     return text
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 (each call pays for it)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _put(connection: sqlite3.Connection, key: str, text: str, expires_at: float | None) -> int:
