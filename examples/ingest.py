@@ -49,6 +49,7 @@ from rescope.workflow import (
     ProcessedLog,
     RetryLedger,
     Store,
+    StoreError,
     checkpoint,
     get_or_create,
     lease,
@@ -111,6 +112,9 @@ class BeingWrittenError(Exception):
 class TakenOverError(Exception):
     """A newer worker is at that file: this one was stopped for longer than its lease."""
 
+    def __str__(self) -> str:
+        return "a newer worker is at it, or was, with another store"
+
 
 class Warehouse:
     """Where the rows go: an SQLite database, which takes those of one file in order, from the newest worker only."""
@@ -126,7 +130,7 @@ class Warehouse:
         fence = "INSERT INTO fences VALUES (?, ?) ON CONFLICT DO UPDATE SET token = excluded.token WHERE token <= ?"
         with self._db:
             if self._db.execute(fence, (source, token, token)).rowcount == 0:
-                raise TakenOverError(source)
+                raise TakenOverError
             numbered = [(source, begin + number, *row) for number, row in enumerate(rows)]
             self._db.executemany("INSERT OR IGNORE INTO orders VALUES (?, ?, ?, ?, ?, ?, ?)", numbered)
 
@@ -167,8 +171,13 @@ class Worker:
                 source = await anyio.to_thread.run_sync(Source.read, path)
                 async with lease(self._store, f"ingest/{source.name}", ttl=self._ttl) as held:
                     await self._take(source, held.token)
-            except (BeingWrittenError, LeaseHeldError, LeaseLostError, CheckpointConflictError, TakenOverError):
+            except (BeingWrittenError, LeaseHeldError, LeaseLostError, CheckpointConflictError):
                 busy = True
+            except (TakenOverError, StoreError) as exc:
+                if isinstance(exc, StoreError) and not exc.may_retry:
+                    raise
+                busy = True
+                print(f"{path.name!a}: {exc}", flush=True)
             except OSError as exc:  # it has gone meanwhile, or may not be read
                 print(f"{path.name!a}: {exc.strerror}", flush=True)
         return busy
