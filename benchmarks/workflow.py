@@ -79,7 +79,7 @@ async def postgres_figures(effort: Effort) -> list[Figure]:
     """Race leases and an advisory lock on one server, and count their round trips."""
     async with AsyncExitStack() as stack:
         contest = await on_postgres(stack)
-        found = [await take_turns(contest, effort.rounds // 3) for _ in range(effort.repeats)]
+        found = [await take_turns(contest, max(1, effort.rounds // 3)) for _ in range(effort.repeats)]
         trips = await postgres_trips(stack)
     kept = "lease, reset=nothing"
     return [
@@ -93,7 +93,7 @@ async def sqlite_figures(effort: Effort) -> list[Figure]:
     """Time leases and marks in a file."""
     async with AsyncExitStack() as stack:
         work = await on_sqlite(stack, BATCH)
-        leases = [await take_turns({LEASE: work.lease}, effort.rounds // 10) for _ in range(effort.repeats)]
+        leases = [await take_turns({LEASE: work.lease}, max(1, effort.rounds // 10)) for _ in range(effort.repeats)]
         marks = [await _rate(work.mark, max(5, effort.rounds // 100)) for _ in range(effort.repeats)]
     return [
         Figure("SQLite: lease", [one[LEASE] * 1e3 for one in leases], "ms", 3),

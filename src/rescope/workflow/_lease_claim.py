@@ -66,6 +66,8 @@ class Claim:
         "ttl",
     )
 
+    _alarm: Later
+
     def __init__(self, store: Store, lease: Lease, ttl: float, mark: str) -> None:
         self.lease = lease
         self._store = store
@@ -77,7 +79,6 @@ class Claim:
         self._version = 0
         self._sent = -math.inf
         self._in_doubt = False
-        self._alarm: Later | None = None
         self._kept: Event | None = None
         self._failure: Exception | None = None
         self._released = False
@@ -213,8 +214,7 @@ class Claim:
         return None if self._released else self._failure or no_answer(LONGEST_RELEASE)
 
     async def _stop_keeping(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._alarm.cancel()
         if self._kept is not None:
             await self._kept.wait()
 
