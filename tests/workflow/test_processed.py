@@ -393,6 +393,26 @@ async def test_the_last_takes_two_gets() -> None:
     assert store.gets == 2
 
 
+async def test_the_last_may_be_marked_again_meanwhile() -> None:
+    """It was the last when it was marked again, so nothing has to be looked through."""
+    clock = Clock()
+
+    class Busy(Good):
+        async def get(self, key: str) -> Entry | None:
+            found = await super().get(key)
+            clock.advance(1)
+            await ProcessedLog(self.inner, "files", clock=clock).mark("hot", clock.now)
+            return found
+
+    inner = MemoryStore()
+    await ProcessedLog(inner, "files", clock=clock).mark("hot")
+
+    busy = Busy(inner)
+    busy.scan = None  # type: ignore[method-assign, assignment]
+
+    assert await ProcessedLog(busy, "files").last() == ProcessedEntry("hot", 1001.0, 1001.0)
+
+
 async def test_without_the_last_it_is_the_one_before() -> None:
     """By the order in which the store took them, though the clocks of two processes differ by an hour."""
     store, ahead, behind = MemoryStore(), Clock(), Clock()

@@ -142,8 +142,10 @@ class ProcessedLog:
         if pointer is not None:
             pointed = _entry(pointer)
             found = await self._store.get(key_in(self._prefix, pointed.key))
-            if found is not None and (last := _entry(found)).at == pointed.at:
-                return last
+            if found is not None:
+                last = _entry(found)
+                if last.at == pointed.at or found.version > pointer.version:  # or marked again meanwhile
+                    return last
         return await self._look_for_last(pointer)
 
     def list(self) -> AsyncIterator[ProcessedEntry]:
