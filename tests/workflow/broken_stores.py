@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 
 from rescope.workflow import Entry, MemoryStore, SqliteStore, StoreError, VersionConflictError
-from rescope.workflow.store import check_key, encode
+from rescope.workflow.store import check_key, check_ttl, encode
 
 
 class Clock:
@@ -93,6 +93,104 @@ class LooksThenWrites(Good):
             if found != if_version:
                 raise VersionConflictError(key, if_version, found)
         return await super().put(key, value, ttl=ttl)
+
+
+class ForgetsTheTimeOfASwap(Good):
+    async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
+        check_ttl(ttl)
+        return await super().put(key, value, ttl=None if if_version else ttl, if_version=if_version)
+
+
+class RenewsWhatIsRead(Good):
+    async def get(self, key: str) -> Entry | None:
+        entry = await super().get(key)
+        if entry and entry.expires_at:
+            self.inner._held[key] = replace(self.inner._held[key], expires_at=entry.expires_at + 1)
+        return entry
+
+
+class KeepsWhatItHasRead(Good):
+    """Until it writes that key itself."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.read: dict[str, Entry] = {}
+
+    async def get(self, key: str) -> Entry | None:
+        if not isinstance(key, str) or key not in self.read:
+            entry = await super().get(key)
+            if entry is None:
+                return None
+            self.read[key] = entry
+        return replace(self.read[key], value=json.loads(json.dumps(self.read[key].value)))
+
+    async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
+        self.read.pop(str(key), None)
+        return await super().put(key, value, ttl=ttl, if_version=if_version)
+
+    async def delete(self, key: str, *, if_version: int | None = None) -> bool:
+        self.read.pop(str(key), None)
+        return await super().delete(key, if_version=if_version)
+
+
+class DeletesWhatBeginsWithIt(Good):
+    async def delete(self, key: str, *, if_version: int | None = None) -> bool:
+        deleted = await super().delete(key, if_version=if_version)
+        if deleted:
+            async for entry in self.inner.scan(key):
+                await self.inner.delete(entry.key)
+        return deleted
+
+
+class HasOneCursor(Good):
+    """The latest scan is the only one."""
+
+    def scan(self, prefix: str) -> AsyncIterator[Entry]:
+        self.latest = self.inner.scan(prefix)
+        return Cursor(self)
+
+
+class Cursor:
+    def __init__(self, store: HasOneCursor) -> None:
+        self.store = store
+
+    def __aiter__(self) -> Cursor:
+        return self
+
+    async def __anext__(self) -> Entry:
+        return await anext(self.store.latest)
+
+
+class DeletesWhatCameAfter(Good):
+    """Looks at the version, and then deletes whatever stands there."""
+
+    async def delete(self, key: str, *, if_version: int | None = None) -> bool:
+        if if_version is not None and type(if_version) is int and 0 < if_version < 2**63:
+            entry = await self.get(key)
+            if entry is None or entry.version != if_version:
+                return False
+            if_version = None
+        return await super().delete(key, if_version=if_version)
+
+
+class PutsManyInTurn(Good):
+    """Checks all, and then writes one after the other."""
+
+    async def put_many(self, values: Mapping[str, Any], *, ttl: float | None = None) -> dict[str, int]:
+        check_ttl(ttl)
+        for key, value in values.items():
+            check_key(key)
+            encode(key, value)
+        return {key: await self.put(key, value, ttl=ttl) for key, value in values.items()}
+
+
+class PutsManyAndKeepsTheTime(PutsManyInTurn):
+    async def put_many(self, values: Mapping[str, Any], *, ttl: float | None = None) -> dict[str, int]:
+        for key in values:
+            entry = await self.get(key)
+            if entry and entry.expires_at and ttl is None:
+                ttl = entry.expires_at - self.inner._clock()
+        return await super().put_many(values, ttl=ttl)
 
 
 class LooksThenDeletes(Good):
@@ -285,6 +383,18 @@ async def unlocked(path: Path) -> AsyncIterator[LooksThenWrites]:
 async def by_halves(path: Path) -> AsyncIterator[WritesByHalves]:
     async with SqliteStore(path) as store:
         yield WritesByHalves(store)
+
+
+class PutsManySlowly(PutsManyInTurn):
+    async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
+        await anyio.sleep(0.005)
+        return await super().put(key, value, ttl=ttl, if_version=if_version)
+
+
+@asynccontextmanager
+async def in_turn(path: Path) -> AsyncIterator[PutsManySlowly]:
+    async with SqliteStore(path, synchronous="normal") as store:
+        yield PutsManySlowly(store)
 
 
 @asynccontextmanager

@@ -325,6 +325,13 @@ BROKEN = {
     "LooksThenWrites": "of tasks that race, one wins",
     "LooksThenDeletes": "of tasks that race, one wins",
     "WritesByHalves": "a put that is cancelled is done as a whole or not at all",
+    "DeletesWhatBeginsWithIt": "keys are told apart by every character",
+    "ForgetsTheTimeOfASwap": "an entry whose time has come is not there",
+    "RenewsWhatIsRead": "each put sets the time anew",
+    "HasOneCursor": "a scan of many gives each once, whatever changes meanwhile",
+    "PutsManyAndKeepsTheTime": "put_many, where there is one, writes all or none",
+    "DeletesWhatCameAfter": "of tasks that race, one wins",
+    "PutsManyInTurn": "a put that is cancelled is done as a whole or not at all",
 }
 
 
@@ -354,6 +361,18 @@ async def test_the_contract_catches_a_store_whose_openers_share_nothing() -> Non
         yield MemoryStore()
 
     with pytest.raises(AssertionError, match="what one has put another does not see"):
+        await BY_NAME["all who open the store see the same data"](open_store)
+
+
+async def test_the_contract_catches_a_store_that_keeps_what_it_has_read() -> None:
+    """What somebody else has put since is not seen."""
+    inner = MemoryStore()
+
+    @asynccontextmanager
+    async def open_store() -> AsyncIterator[Good]:
+        yield broken_stores.KeepsWhatItHasRead(inner)
+
+    with pytest.raises(AssertionError, match=r"^the conflict tells"):
         await BY_NAME["all who open the store see the same data"](open_store)
 
 
@@ -424,6 +443,15 @@ async def test_the_contract_catches_a_store_that_writes_by_halves(tmp_path: Path
     with pytest.raises(AssertionError, match="leaves a value half-written"):
         for _ in range(5):
             await check(partial(broken_stores.by_halves, tmp_path / "store.db"), processes=1)
+
+
+async def test_the_contract_catches_a_store_that_puts_many_in_turn(tmp_path: Path) -> None:
+    """A process that is killed in between leaves a part of them."""
+    check = BY_NAME["a process that is killed leaves all or nothing"]
+
+    with pytest.raises(AssertionError, match="leaves a part of a put_many"):
+        for _ in range(5):
+            await check(partial(broken_stores.in_turn, tmp_path / "store.db"), processes=1)
 
 
 async def test_a_process_that_fails_is_told(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ _VALUES: list[tuple[str, object]] = [
     ("a tuple", (1, (2,))),
     ("a dict with keys that are not text", {1: "a", None: "b", False: "c"}),
     ("a large value", "x" * 300_000),
+    ("a bool alone", False),
+    ("a float alone", 1.0),
+    ("text that looks like a number", "1"),
+    ("an empty dict", {}),
 ]
 
 
@@ -74,6 +78,7 @@ async def _(bench: Bench) -> None:
         version = await one.put(bench.key(), 1)
         entry = await other.get(bench.key())
         expect(entry is not None and entry.version == version, "what one has put another does not see")
+        await one.get(bench.key())  # it must not keep what it has read
         await other.put(bench.key(), 2, if_version=version)
         entry = await one.get(bench.key())
         found = 0 if entry is None else entry.version
@@ -185,9 +190,11 @@ async def _(bench: Bench) -> None:
         found = [await store.get(bench.key(name)) for name in names]
         values = [None if entry is None else entry.value for entry in found]
         expect(values == list(range(len(names))), "two different keys share an entry")
-        for name in names:
+        for gone, name in enumerate(names, 1):
             await store.delete(bench.key(name))
             expect(await store.get(bench.key(name)) is None, f"the key that ends in {name!r} can't be deleted")
+            left = await keys(store, bench.prefix)
+            expect(len(left) == len(names) - gone, f"with the key that ends in {name!r}, others are deleted")
 
 
 # Versions

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rescope.testing._store_bench import SECRET, TTL, Bench, Checks, expect, increment, keys, refused
+from rescope.testing._store_bench import LONG, SECRET, TTL, Bench, Checks, expect, increment, keys, refused, there
 from rescope.workflow.store import BatchStore, Entry, VersionConflictError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ async def _(bench: Bench) -> None:
         "a",
         "a%b",
         "a*b",
+        "a?b",
         "aXb",
         "a_b",
         "a[b",
@@ -44,7 +45,7 @@ async def _(bench: Bench) -> None:
     async with bench.store() as store:
         for name in names:
             await store.put(bench.key(name), 1)
-        for prefix in ("", "a", "a%", "a*", "a_", "a[", "a\\", "A", "é", "\ud7ff", "\ufffd", "😀", "none"):
+        for prefix in ("", "a", "a%", "a*", "a?", "a_", "a[", "a\\", "A", "é", "\ud7ff", "\ufffd", "😀", "none"):
             expected = sorted(bench.key(name) for name in names if name.startswith(prefix))
             found = await keys(store, bench.key(prefix))
             expect(
@@ -79,10 +80,13 @@ async def _(bench: Bench) -> None:
         expect(found == sorted(set(found)), "a scan gives an entry twice, or out of order, where others write")
         missed = set(names) - set(found) - {ahead}
         expect(not missed, f"a scan leaves out {len(missed)} entries where others write")
-        left = store.scan(bench.prefix)
+        left, beside = store.scan(bench.prefix), store.scan(bench.prefix)
         expect((await anext(left)).key == new[0], "a scan does not begin with the first key")
-        if isinstance(left, AsyncGenerator):  # on trio, one that is dropped warns
-            await left.aclose()
+        expect((await anext(beside)).key == new[0], "a scan does not begin with the first key beside another")
+        expect((await anext(left)).key == new[1], "a scan does not go on where it was beside another")
+        for scan in (left, beside):
+            if isinstance(scan, AsyncGenerator):  # on trio, one that is dropped warns
+                await scan.aclose()
         expect(len(await keys(store, bench.prefix)) == _MANY, "a scan that was left early spoils the next")
 
 
@@ -120,6 +124,10 @@ async def _(bench: Bench) -> None:
         await store.put_many({bench.key("a"): 1, bench.key("b"): 2}, ttl=TTL)
         await bench.pass_by(TTL)
         expect(await keys(store, bench.prefix) == [], "the ttl of put_many is ignored")
+        await store.put_many({bench.key("a"): 1}, ttl=LONG)
+        await store.put_many({bench.key("a"): 2})
+        entry = await there(store, bench.key("a"))
+        expect(entry.expires_at is None, "put_many without ttl keeps the time of the one before it")
 
 
 @checks("of tasks that race, one wins")
@@ -132,9 +140,9 @@ async def _(bench: Bench) -> None:
     async def count(store: Store) -> None:
         won.extend([await increment(store, bench.key("count")) for _ in range(rounds)])
 
-    async def create(store: Store, made: list[int]) -> None:
+    async def create(store: Store, made: list[int], if_version: int = 0) -> None:
         with suppress(VersionConflictError):
-            made.append(await store.put(bench.key("new"), 1, if_version=0))
+            made.append(await store.put(bench.key("new"), 1, if_version=if_version))
 
     async with bench.store() as one, bench.store() as other:
         async with create_task_group() as group:
@@ -155,33 +163,41 @@ async def _(bench: Bench) -> None:
                 for number in range(tasks):
                     group.start_soon(_take, (one, other)[number % 2], bench.key("new"), taken)
             expect(taken.count(True) == 1, f"{taken.count(True)} of {tasks} tasks that delete one entry are told True")
+            version, made, taken = await one.put(bench.key("new"), 1), [], []
+            async with create_task_group() as group:
+                group.start_soon(_take, one, bench.key("new"), taken, version)
+                group.start_soon(create, other, made, version)
+            expect(taken != [bool(made)], "of a put and a delete with the same if_version, not just one is done")
+            stands = await one.get(bench.key("new"))
+            expect([stands.version] == made if stands else not made, "a put is lost where a delete races with it")
+            await one.delete(bench.key("new"))
 
 
-async def _take(store: Store, key: str, taken: list[bool]) -> None:
-    taken.append(await store.delete(key))
+async def _take(store: Store, key: str, taken: list[bool], if_version: int | None = None) -> None:
+    taken.append(await store.delete(key, if_version=if_version))
 
 
 @checks("a put that is cancelled is done as a whole or not at all")
 async def _(bench: Bench) -> None:
-    from anyio import CancelScope, create_task_group
+    from anyio import create_task_group
     from anyio.lowlevel import checkpoint
-
-    async def put(value: list[int], scope: CancelScope) -> None:
-        with scope:
-            await store.put(bench.key(), value)
 
     async with bench.store() as store:
         await store.put(bench.key(), [0] * 3)
         for turn in range(1, 30):
-            scope = CancelScope()
             async with create_task_group() as group:
-                group.start_soon(put, [turn] * 3, scope)
+                group.start_soon(store.put, bench.key(), [turn] * 3)
+                if isinstance(store, BatchStore):
+                    group.start_soon(store.put_many, {bench.key(name): turn for name in "ab"})
                 for _ in range(turn):
                     await checkpoint()
-                scope.cancel()
+                group.cancel_scope.cancel()
             entry = await store.get(bench.key())
             whole = entry is not None and entry.value in ([turn] * 3, [turn - 1] * 3)
             expect(whole, "a put that was cancelled leaves something else than the value before or after it")
+            many = [await store.get(bench.key(name)) for name in "ab"]
+            alike = len({each and each.value for each in many}) == 1
+            expect(alike, "a put_many that was cancelled leaves a part of it")
             version = await store.put(bench.key(), [turn] * 3)
             again = await store.get(bench.key())
             expect(again == Entry(bench.key(), [turn] * 3, version), "the store is no good after a cancelled put")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rescope._backends import backend
 from rescope.testing._store_bench import Bench, Checks, expect, increment, there
-from rescope.workflow.store import VersionConflictError
+from rescope.workflow.store import BatchStore, VersionConflictError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -110,6 +110,9 @@ async def _(bench: Bench) -> None:
         async with bench.store() as store:
             entry = await there(store, bench.key())
             expect(len(set(entry.value)) == 1, "a process that is killed leaves a value half-written")
+            many = [await store.get(bench.key(name)) for name in "ab"]
+            alike = len({each and each.value for each in many}) == 1
+            expect(alike, "a process that is killed leaves a part of a put_many")
             expect(entry.version > version, "a version does not grow where a process was killed")
             version = await store.put(bench.key(), [0, 0], if_version=entry.version)
 
@@ -119,6 +122,8 @@ async def _write_for_ever(store: Store, order: _Order) -> None:
     while True:
         turn += 1
         await store.put(f"{order.prefix}key", [turn] * 2000)
+        if isinstance(store, BatchStore):
+            await store.put_many({f"{order.prefix}{name}": turn for name in "ab"})
         if turn == 1:
             _say("writing")
 
