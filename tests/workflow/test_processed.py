@@ -301,6 +301,21 @@ async def test_many_are_right_on_a_store_that_writes_one_at_a_time() -> None:
     assert last.key == "1199"
 
 
+async def test_what_is_written_is_what_was_given() -> None:
+    """Metadata that changes while it is written is written as it was."""
+    metadata = {"rows": 1}
+
+    class Slow(Good):
+        async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
+            metadata["rows"] = 2
+            return await super().put(key, value, ttl=ttl, if_version=if_version)
+
+    log = ProcessedLog(Slow(MemoryStore()), "files")
+    await log.mark_many(["a", "b"], metadata)
+
+    assert [entry.metadata async for entry in log.list()] == [{"rows": 1}, {"rows": 1}]
+
+
 async def test_what_was_written_before_a_failure_stays() -> None:
     """The chunk that failed is not there at all; marking all again mends it."""
     store = Batches(MemoryStore())

@@ -108,7 +108,7 @@ class JobStage:
 class JobFailure:
     """Why a job failed: the name of the exception's type, or `None` where it was a text, and its message.
 
-    The message is left out of the `repr`.
+    The message of a group goes on with those of what it holds. It is left out of the `repr`.
     """
 
     type: str | None
@@ -216,9 +216,9 @@ class JobLog:
     def list(self, *, status: JobStatus | str | None = None) -> AsyncIterator[Job]:
         """Give all jobs, or those of a status, in the order of their ids by code points.
 
-        Ids too long for a key of the store, of about 500 bytes, and those with control characters come last, in no
-        order. They are read in pages, so that few are in memory. What changes meanwhile may be given as it was before
-        or after. It may be left at any time. Raises `ValueError` for what is no status.
+        Those of more than about 500 bytes, and those that are no UTF-8, come last, in no order. They are read in pages,
+        so that few are in memory. What changes meanwhile may be given as it was before or after. It may be left at any
+        time. Raises `ValueError` for what is no status.
         """
         wanted = set(JobStatus) if status is None else {JobStatus(status)}
         return Listing(self._store.scan(_PREFIX), _job, lambda job: job.status in wanted)

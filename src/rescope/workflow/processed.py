@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 from rescope.workflow._listing import Listing
 from rescope.workflow._names import check_store, check_user_key, key_in, section
-from rescope.workflow.store import StoreError, VersionConflictError, encode
+from rescope.workflow.store import StoreError, VersionConflictError, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -151,9 +151,9 @@ class ProcessedLog:
     def list(self) -> AsyncIterator[ProcessedEntry]:
         """Give all that are marked, in the order of their keys by code points.
 
-        Keys too long for a key of the store, of about 500 bytes, and those with control characters come last, in no
-        order. They are read in pages, so that few are in memory. What is marked or removed meanwhile may be given as it
-        was before or after. It may be left at any time.
+        Those of more than about 500 bytes, and those that are no UTF-8, come last, in no order. They are read in pages,
+        so that few are in memory. What is marked or removed meanwhile may be given as it was before or after. It may be
+        left at any time.
         """
         return Listing(self._store.scan(self._prefix), _entry)
 
@@ -192,10 +192,9 @@ class ProcessedLog:
         if self._writes_many:
             await cast("BatchStore", self._store).put_many(values)
             return
-        for key, value in values.items():
-            encode(key, value)  # so that nothing is written where one is refused
-        for key, value in values.items():
-            await self._store.put(key, value)
+        texts = {key: encode(key, value) for key, value in values.items()}  # all that may be refused or change is here
+        for key, text in texts.items():
+            await self._store.put(key, decode(key, text))
 
     @property
     def _writes_many(self) -> bool:
