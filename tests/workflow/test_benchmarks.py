@@ -38,12 +38,12 @@ def test_all_is_measured_kept_and_put_into_the_page(
     assert all(len(figure["values"]) == 2 for figure in figures if figure["unit"] != "round trips")
     assert len(capsys.readouterr().out.splitlines()) == len(figures) + 1
 
-    page.write_text(f"before\n{workflow_page.BEGIN}\nold\n{workflow_page.END}\nafter\n", encoding="utf-8")
+    page.write_text(f"before\n{workflow_page.BEGIN}\nof last year\n{workflow_page.END}\nafter\n", encoding="utf-8")
     monkeypatch.setattr(workflow_page, "PAGE", page)
     monkeypatch.setattr(sys, "argv", ["workflow_page", str(kept)])
     assert workflow_page.main() == 0
     written = page.read_text(encoding="utf-8")
-    assert "old" not in written
+    assert "of last year" not in written
     assert written.startswith("before\n")
     assert written.endswith("\nafter\n")
     assert written.count("\n| ") == len(figures) + 2

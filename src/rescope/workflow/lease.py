@@ -55,7 +55,7 @@ def lease(
 
     Raises `LeaseHeldError` where somebody else holds it. A store that fails is asked again for half a second; then its
     `StoreError` is raised. So is one where the store does not answer in a third of the ttl, or half a second if that is
-    more.
+    more; an answer that comes when the ttl is over grants nothing.
 
     Where the lease is lost while the block runs, the block is cancelled, and `LeaseLostError` is raised: `from` the
     block's own exception, if it ended with one. What is no `Exception`, as a cancellation from outside, comes out
