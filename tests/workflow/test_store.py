@@ -408,11 +408,27 @@ async def test_a_store_that_hangs_fails_in_time() -> None:
 
 
 async def test_what_gives_no_store_is_told() -> None:
-    """A store itself is no way to open one."""
-    with pytest.raises(TypeError, match="`open_store` must be callable"):
-        await store_contract(MemoryStore())  # type: ignore[arg-type]
+    """At once, or where it is opened."""
+    with pytest.raises(TypeError, match="`open_store` must be a function that gives a store, or a store, not a str"):
+        await store_contract("store")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`open_store` gives no store, but a list"):
+        await PLAIN[0](list)  # type: ignore[arg-type]
 
     assert repr(store_contract) == "<store_contract>"
+
+
+@pytest.mark.parametrize("given", ["store", "function", "async function"])
+async def test_what_needs_no_opening_need_not_be_opened(given: str) -> None:
+    """A store that owns nothing, as one in memory or on a pool of yours, is taken as it is."""
+    store = MemoryStore()
+
+    async def open_store() -> MemoryStore:
+        await anyio.lowlevel.checkpoint()
+        return store
+
+    await PLAIN[0]({"store": store, "function": lambda: store, "async function": open_store}[given])
+
+    assert await store.put("key", 1) > 1
 
 
 @pytest.mark.parametrize("check", [*BETWEEN_PROCESSES, *CUT], ids=str)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 from uuid import uuid4
 
-from rescope.workflow.store import VersionConflictError
+from rescope.workflow.store import Store, VersionConflictError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
 
-    from rescope.workflow.store import Entry, Store
+    from rescope.workflow.store import Entry
+
+    Opened: TypeAlias = Store | AbstractAsyncContextManager[Store, Any]
+    Opener: TypeAlias = Callable[[], Opened | Awaitable[Opened]]
 
 
 TTL = 0.25
@@ -28,17 +31,15 @@ SECRET = "hunter2"  # noqa: S105 (no error may show it)
 class Bench:
     """What a check works with: a way to open the store, a prefix of its own, and the hooks."""
 
-    open_store: Callable[[], AbstractAsyncContextManager[Store, Any]]
+    open_store: Opener
     advance: Callable[[float], Awaitable[None]] | None
     processes: int
     cut: Callable[[], Awaitable[None]] | None
     prefix: str = field(default_factory=lambda: f"contract:{uuid4().hex[:12]}:")
 
-    @asynccontextmanager
-    async def store(self) -> AsyncGenerator[Store]:
+    def store(self) -> AbstractAsyncContextManager[Store]:
         """Open it."""
-        async with self.open_store() as store:
-            yield store
+        return opened(self.open_store)
 
     def key(self, name: str = "key") -> str:
         """Make a key that is this check's own."""
@@ -58,6 +59,19 @@ class Bench:
             async with self.store() as store:
                 for key in await keys(store, self.prefix):
                     await store.delete(key)
+
+
+@asynccontextmanager
+async def opened(open_store: Opener) -> AsyncGenerator[Store]:
+    """Enter what `open_store` gives, awaited if need be. A store that owns nothing need not be entered."""
+    given: Any = open_store()
+    if not hasattr(type(given), "__aenter__"):
+        given = nullcontext(await given if hasattr(type(given), "__await__") else given)
+    async with given as store:
+        if not isinstance(store, Store):
+            msg = f"`open_store` gives no store, but a {type(store).__qualname__}"
+            raise TypeError(msg)
+        yield store
 
 
 def expect(holds: object, otherwise: str) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from rescope.testing import _store_checks, _store_cut, _store_many, _store_race, _store_time
 from rescope.testing._store_bench import Bench
+from rescope.workflow.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
 
-    from rescope.workflow.store import Store
-
-    Opener: TypeAlias = Callable[[], AbstractAsyncContextManager[Store, Any]]
+    from rescope.testing._store_bench import Opener
 
 
 class StoreContractError(AssertionError):
@@ -48,7 +48,7 @@ class StoreCheck:
 
     async def __call__(
         self,
-        open_store: Opener,
+        open_store: Opener | Store,
         /,
         *,
         advance: Callable[[float], object] | None = None,
@@ -89,7 +89,7 @@ class StoreContract:
 
     async def __call__(
         self,
-        open_store: Opener,
+        open_store: Opener | Store,
         /,
         *,
         advance: Callable[[float], object] | None = None,
@@ -99,8 +99,9 @@ class StoreContract:
     ) -> int:
         """Run all checks, one after the other, and give their number.
 
-        `open_store()` gives an async context manager of a store, over the same data each time; several are open at
-        once. The checks use keys of their own, and delete them. What more there is, is used where it is given:
+        `open_store()` gives a store, or an async context manager of one, over the same data each time; several are
+        open at once. It may be async. A store itself is taken as it is, neither opened nor closed. The checks use keys
+        of their own, and delete them. What more there is, is used where it is given:
 
         - `advance(seconds)`, sync or async, advances the store's clock. Without it, the checks of expiry wait;
         - `processes`: how many to start for races between them, as fresh interpreters. `open_store` must then be
@@ -139,12 +140,21 @@ store_contract = StoreContract()
 
 
 def _bench(
-    open_store: Opener, advance: Callable[[float], object] | None, processes: int, cut: Callable[[], object] | None
+    open_store: Opener | Store,
+    advance: Callable[[float], object] | None,
+    processes: int,
+    cut: Callable[[], object] | None,
 ) -> Bench:
-    if not callable(open_store):
-        msg = "`open_store` must be callable, and give an async context manager of a store"
-        raise TypeError(msg)
-    return Bench(open_store, _async(advance), processes, _async(cut))
+    return Bench(_opener(open_store), _async(advance), processes, _async(cut))
+
+
+def _opener(given: object) -> Any:
+    if callable(given):
+        return given
+    if isinstance(given, Store):
+        return partial(nullcontext, given)
+    msg = f"`open_store` must be a function that gives a store, or a store, not a {type(given).__qualname__}"
+    raise TypeError(msg)
 
 
 def _async(hook: Callable[..., object] | None) -> Callable[..., Awaitable[None]] | None:

@@ -11,15 +11,15 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rescope._backends import backend
-from rescope.testing._store_bench import Bench, Checks, expect, increment, there
+from rescope.testing._store_bench import Bench, Checks, expect, increment, opened, there
 from rescope.workflow.store import BatchStore, VersionConflictError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
-    from contextlib import AbstractAsyncContextManager
 
     from anyio.abc import Process
 
+    from rescope.testing._store_bench import Opener
     from rescope.workflow.store import Store
 
 _ROUNDS = 25
@@ -32,7 +32,7 @@ class _Order(NamedTuple):
     """What a process is told to do."""
 
     work: Callable[[Store, _Order], Any]
-    open_store: Callable[[], AbstractAsyncContextManager[Store, Any]]
+    open_store: Opener
     prefix: str
     number: int
     processes: int
@@ -173,7 +173,7 @@ def child() -> None:
     order: _Order = pickle.load(sys.stdin.buffer)  # noqa: S301 (from the process that has started this one)
 
     async def work() -> None:
-        async with order.open_store() as store:
+        async with opened(order.open_store) as store:
             await order.work(store, order)
 
     anyio.run(work, backend=order.backend)

@@ -96,7 +96,7 @@ class Store(Protocol):
     *Keys* are text: not empty, at most 512 bytes in UTF-8, without control characters and lone surrogates.
 
     *Values* are what `json` can write, NaN and infinities apart. What comes back is a fresh copy as JSON has it: tuples
-    come back as lists, and the keys of a `dict` as strings.
+    come back as lists, and the keys of a `dict` as strings: of `1` and `"1"` in one `dict`, the last stays.
 
     *Versions* are positive. Those of a key only grow, also when it is deleted or expires and is put again. So who holds
     an old version never overwrites anything, and a version is good as a fencing token.
