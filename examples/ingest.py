@@ -269,7 +269,7 @@ async def _table(jobs: JobLog) -> Table:
     table = Table("job", "state", "stage", "rows", "for", title="ingest")
     async for job in jobs.list():
         until = job.finished_at or time.time()
-        stage = job.error.message if job.error else job.stages[-1].name if job.stages else ""
+        stage = job.error.message if job.error else job.stage or ""
         rows = str((job.result or {}).get("rows", ""))
         cells = (job.id, str(job.status), stage, rows, f"{until - job.created_at:.1f} s")
         table.add_row(*map(Text, cells))  # as they are: what is in a file is no markup

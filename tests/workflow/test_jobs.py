@@ -112,6 +112,15 @@ async def test_stages_follow_each_other(jobs: JobLog, clock: Clock) -> None:
     assert (staged.status, staged.updated_at, staged.finished_at) == (JobStatus.RUNNING, 1006, None)
 
 
+async def test_a_job_tells_its_latest_stage(jobs: JobLog) -> None:
+    """By its name, also when it has ended; `None` before the first."""
+    told = [await jobs.create("import")]
+    told += [await jobs.stage("import", name) for name in ("load", "check")]
+    told += [await jobs.complete("import")]
+
+    assert [job.stage for job in told] == [None, "load", "check", "check"]
+
+
 async def test_completing_ends_the_job_with_its_result(jobs: JobLog, clock: Clock) -> None:
     """And its latest stage."""
     await jobs.create("import", file="orders.csv")

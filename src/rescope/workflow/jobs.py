@@ -139,6 +139,11 @@ class Job:
     updated_at: float
     finished_at: float | None
 
+    @property
+    def stage(self) -> str | None:
+        """The name of the latest stage, at which it is, or ended; `None` where none has begun."""
+        return self.stages[-1].name if self.stages else None
+
 
 @final
 class JobLog:
