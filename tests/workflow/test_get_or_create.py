@@ -116,6 +116,7 @@ class Factory:
         ({"lease_ttl": 0}, ValueError, "`lease_ttl` must be more than 0"),
         ({"lease_ttl": True}, TypeError, "`lease_ttl` must be a number of seconds"),
         ({"lease_ttl": None}, TypeError, "`lease_ttl` must be a number of seconds: it is how long the others wait"),
+        ({"clock": 1.5}, TypeError, "`clock` must be callable, not a float"),
     ],
 )
 async def test_bad_input_is_refused_before_anything_is_done(
@@ -395,15 +396,70 @@ async def test_nothing_is_left_wherever_it_is_cancelled() -> None:
     assert report.total > 0
 
 
-async def test_a_factory_that_asks_for_its_own_value_is_told() -> None:
-    """It would wait for itself; for another value it may ask."""
+async def in_this_task(ask: Callable[[], Awaitable[Any]]) -> Any:
+    return await ask()
+
+
+async def in_a_task_of_its_own(ask: Callable[[], Awaitable[Any]]) -> Any:
+    answers: list[Any] = []
+
+    async def run() -> None:
+        with pytest.raises(RuntimeError) as caught:
+            await ask()
+        answers.append(caught.value)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+    raise answers[0]
+
+
+async def from_a_thread(ask: Callable[[], Awaitable[Any]]) -> Any:
+    return await anyio.to_thread.run_sync(lambda: anyio.from_thread.run(in_this_task, ask))
+
+
+@pytest.mark.parametrize("run", [in_this_task, in_a_task_of_its_own, from_a_thread])
+async def test_a_factory_that_asks_for_its_own_value_is_told(run: Callable[..., Awaitable[Any]]) -> None:
+    """It would wait for itself, in whatever task or thread it asks; for another value it may ask."""
     store = MemoryStore()
 
     async def ask(key: str, inner: str) -> Any:
-        return await get_or_create(store, key, lambda: ask(inner, "b"), ttl=LONG)
+        return await get_or_create(store, key, lambda: run(lambda: ask(inner, "b")), ttl=LONG)
 
     with pytest.raises(RuntimeError, match="the factory for 'b' asks for 'b' itself, and would wait for ever"):
         await ask("a", "b")
+
+
+async def test_a_factory_may_ask_another_store_for_the_same_key() -> None:
+    """So a value can be kept near, and be made from the one that is far."""
+    near, far = MemoryStore(), MemoryStore()
+
+    async def ask_far() -> int:
+        return await get_or_create(far, "day", Factory(), ttl=LONG)
+
+    assert await get_or_create(near, "day", ask_far, ttl=LONG) == 1
+
+
+async def test_what_a_factory_has_started_may_ask_later() -> None:
+    """Nothing waits for itself any more when the factory has ended."""
+    store, made, asked = MemoryStore(), anyio.Event(), anyio.Event()
+    answers: list[int] = []
+
+    async def ask_later() -> None:
+        await made.wait()
+        answers.append(await get_or_create(store, "day", Factory(), ttl=LONG))
+        asked.set()
+
+    async with anyio.create_task_group() as tasks:
+
+        async def factory() -> int:
+            tasks.start_soon(ask_later)
+            return 7
+
+        await get_or_create(store, "day", factory, ttl=LONG)
+        await store.delete(KEY)
+        made.set()
+        await asked.wait()
+    assert answers == [1]
 
 
 @pytest.mark.parametrize("error", [LeaseHeldError("tape", "Ann", None), LeaseLostError("tape", 1, "gone")])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import random
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from types import CoroutineType
@@ -91,11 +92,12 @@ async def get_or_create(
     """
     check_store(store)
     at = key_in(_PREFIX, key)
-    _check(factory, ttl, lease_ttl)
+    _check(factory, ttl, lease_ttl, clock)
     sharing = _Sharing(store, key, at, factory, ttl, lease_ttl, clock)
     entry = await sharing.look()
     if entry is None:
-        async with _turn(store, key, at):
+        sharing.refuse_own_tail()
+        async with _turn(store, at):
             entry = await sharing.look_or_make()
     return entry.value["value"]
 
@@ -113,7 +115,14 @@ class _Sharing:
     lease_ttl: float
     clock: Callable[[], float]
     made: str | None = field(default=None, repr=False)
+    making: bool = False
     failed: bool = False
+
+    def refuse_own_tail(self) -> None:
+        """Refuse to wait for a value whose factory is what waits, in whatever task that does."""
+        if any(other.making and other.store is self.store and other.at == self.at for other in _MAKING.get()):
+            msg = f"the factory for {self.key!r} asks for {self.key!r} itself, and would wait for ever"
+            raise RuntimeError(msg)
 
     async def look(self) -> Entry | None:
         """Give what all share, if it is there."""
@@ -150,6 +159,8 @@ class _Sharing:
         return None if self.made is None else await self._write(self.made)
 
     async def _make(self) -> Entry:
+        self.making = True
+        token = _MAKING.set((*_MAKING.get(), self))
         try:
             value = self.factory()
             if hasattr(value, "__await__"):
@@ -158,6 +169,9 @@ class _Sharing:
         except Exception:
             self.failed = True
             raise
+        finally:
+            self.making = False
+            _MAKING.reset(token)
         return await self._write(made)
 
     async def _write(self, made: str) -> Entry:
@@ -183,6 +197,10 @@ class _Sharing:
                 return Entry(self.at, record, version)
 
 
+_MAKING: ContextVar[tuple[_Sharing, ...]] = ContextVar("rescope_workflow_making", default=())
+"""Those whose factories this is called by, also from tasks and threads that they have started."""
+
+
 # Turns, in one process
 
 
@@ -193,7 +211,6 @@ class _Turn:
 
     lock: Lock
     asking: int = 0
-    task: int | None = None
 
 
 @cache
@@ -205,9 +222,9 @@ def _turns() -> RunVar[dict[tuple[int, str], _Turn]]:
 
 
 @asynccontextmanager
-async def _turn(store: Store, key: str, at: str) -> AsyncGenerator[None]:
+async def _turn(store: Store, at: str) -> AsyncGenerator[None]:
     """Be the only task of this event loop that sees to this value."""
-    from anyio import Lock, get_current_task
+    from anyio import Lock
 
     try:
         turns = _turns().get()
@@ -215,18 +232,10 @@ async def _turn(store: Store, key: str, at: str) -> AsyncGenerator[None]:
         turns = {}
         _turns().set(turns)
     turn = turns.setdefault((id(store), at), _Turn(Lock()))
-    me = get_current_task().id
-    if turn.task == me:
-        msg = f"the factory for {key!r} asks for {key!r} itself, and would wait for ever"
-        raise RuntimeError(msg)
     turn.asking += 1
     try:
         async with turn.lock:
-            turn.task = me
-            try:
-                yield
-            finally:
-                turn.task = None
+            yield
     finally:
         turn.asking -= 1
         if not turn.asking:
@@ -239,7 +248,7 @@ async def _sleep(seconds: float) -> None:
     await sleep(seconds * random.uniform(0.5, 1))  # noqa: S311 (it spreads the tries, and hides nothing)
 
 
-def _check(factory: object, ttl: object, lease_ttl: object) -> None:
+def _check(factory: object, ttl: object, lease_ttl: object, clock: object) -> None:
     """Refuse what no value can be made with."""
     if not callable(factory):
         msg = f"`factory` must be callable, not a {type(factory).__qualname__}"
@@ -255,3 +264,6 @@ def _check(factory: object, ttl: object, lease_ttl: object) -> None:
         check_ttl(lease_ttl)
     except (TypeError, ValueError) as exc:
         raise type(exc)(str(exc).replace("`ttl`", "`lease_ttl`")) from None
+    if not callable(clock):
+        msg = f"`clock` must be callable, not a {type(clock).__qualname__}"
+        raise TypeError(msg)
