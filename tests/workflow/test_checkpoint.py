@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import pickle
 import random
 import re
@@ -146,6 +147,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
         ({"max_age": float("nan")}, ValueError, "`max_age` must be more than 0 s, not nan"),
         ({"max_age": "60"}, TypeError, "`max_age` must be a number of seconds, or None, not a str"),
         ({"max_age": True}, TypeError, "`max_age` must be a number of seconds, or None, not a bool"),
+        ({"clock": 1.5}, TypeError, "`clock` must be callable, not a float"),
     ],
 )
 def test_bad_input_is_refused_at_the_call(change: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -630,6 +632,21 @@ async def test_a_foreign_version_is_reported(caplog: pytest.LogCaptureFixture) -
     entry = await store.get(KEY)
     assert entry is not None
     assert entry.value["version"] == 3
+
+
+async def test_a_state_that_would_not_be_saved_cannot_be_set() -> None:
+    """Who sets `state` instead of calling `advance` is told, and not left without what was saved."""
+    async with checkpoint(MemoryStore(), "orders") as c:
+        with pytest.raises(AttributeError, match="state"):
+            c.state = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    assert c.state is None
+
+
+async def test_a_clock_that_tells_no_time_makes_none_young() -> None:
+    """Nobody knows the age then, so it is too old."""
+    store = MemoryStore()
+    await saved(store, "state")
+    assert await state_in(store, max_age=60, clock=lambda: math.nan) is None
 
 
 async def test_one_that_is_too_old_is_reported(caplog: pytest.LogCaptureFixture) -> None:

@@ -93,6 +93,7 @@ class Checkpoint:
         "_lock",
         "_mark",
         "_over",
+        "_state",
         "_store",
         "_text",
         "_there",
@@ -102,13 +103,10 @@ class Checkpoint:
         "key",
         "report",
         "saved_at",
-        "state",
     )
 
     key: str
     """What it is called."""
-    state: Any
-    """How far the work got: what was given to `advance` last, as JSON has it. `None` when the run starts afresh."""
     saved_at: float | None
     """When it was saved last, in epoch seconds; `None` when it was not."""
     report: CheckpointReport | None
@@ -120,7 +118,6 @@ class Checkpoint:
 
     def __init__(self, store: Store, key: str, version: int, every: int, clock: Callable[[], float]) -> None:
         self.key = key
-        self.state = None
         self.saved_at = None
         self.report = None
         self.end_error = None
@@ -133,9 +130,15 @@ class Checkpoint:
         self._there = 0  # the version of the entry that was read or written last
         self._in_doubt = False
         self._beaten = False
+        self._state: Any = None
         self._text = ""
         self._unsaved = 0
         self._over = False
+
+    @property
+    def state(self) -> Any:
+        """How far the work got: what was given to `advance` last, as JSON has it. `None` when the run starts afresh."""
+        return self._state
 
     async def advance(self, state: Any) -> None:
         """Say how far the work got: `state` is what the next run needs to go on from here.
@@ -155,7 +158,7 @@ class Checkpoint:
             msg = f"checkpoint {self.key!r} can't be advanced to None, which is a fresh start: give how far it got"
             raise TypeError(msg)
         text = encode(self.key, state)
-        self.state = decode(self.key, text)
+        self._state = decode(self.key, text)
         self._text = text
         self._unsaved += 1
         await self._save(self._every)
@@ -210,7 +213,7 @@ class Checkpoint:
             _tell(str(self.report))
             return
         self.saved_at = entry.value["saved_at"]
-        self.state = decode(self.key, entry.value["state"])
+        self._state = decode(self.key, entry.value["state"])
 
     def _judge(self, record: Any, max_age: float | None) -> CheckpointReport | None:
         """Say why a record can't be used, if it can't."""
@@ -221,8 +224,9 @@ class Checkpoint:
         if version != self._version:
             detail = f"it has version {version}, and this run version {self._version}"
             return CheckpointReport(self.key, "foreign version", detail, version, saved_at)
-        if max_age is not None and abs(self._clock() - saved_at) > max_age:
-            detail = f"it was saved {_ago(self._clock() - saved_at)}, and `max_age` is {max_age:g} s"
+        age = self._clock() - saved_at
+        if max_age is not None and not abs(age) <= max_age:
+            detail = f"it was saved {_ago(age)}, and `max_age` is {max_age:g} s"
             return CheckpointReport(self.key, "too old", detail, version, saved_at)
         return None
 
@@ -286,6 +290,9 @@ def checkpoint(
     _check_count(version, "version", least=0)
     _check_count(every, "every", least=1)
     _check_age(max_age)
+    if not callable(clock):
+        msg = f"`clock` must be callable, not a {type(clock).__qualname__}"
+        raise TypeError(msg)
     return _Block(Checkpoint(store, key, version, every, clock), max_age)
 
 
