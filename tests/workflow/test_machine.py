@@ -13,8 +13,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ from workflow.broken_stores import Clock, Good
 
 ME = Path(__file__)
 SUBJECT = "order-17"
+
+STALE = (
+    f"rescope.workflow._machine_port.TransactionViolation: machine '{SUBJECT}': "
+    "the snapshot no longer stands, as somebody else has written: read the state, and decide again"
+)
 
 on_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY)
 
@@ -190,7 +195,8 @@ def test_statuses_are_words() -> None:
     """The statuses are enums, and equal to the words that the contract calls them by."""
     assert list(LockStatus) == ["ACQUIRED", "NOT_ACQUIRED", "NOOP"]
     assert list(ReleaseStatus) == ["RELEASED", "NOOP", "ERROR"]
-    assert (LockStatus("ACQUIRED"), json.dumps(ReleaseStatus.ERROR)) == (LockStatus.ACQUIRED, '"ERROR"')
+    assert [status.name for status in (*LockStatus, *ReleaseStatus)] == [*LockStatus, *ReleaseStatus]
+    assert (f"{LockStatus('ACQUIRED')}", json.dumps(ReleaseStatus.ERROR)) == ("ACQUIRED", '"ERROR"')
 
 
 async def test_writing_passes_on_data_and_snapshot() -> None:
@@ -486,6 +492,7 @@ class OnlyStates:
         (lambda: made({}), TypeError, "`memory` must have read, write, lock, unlock; a dict lacks read, write, lock"),
         (lambda: made(OnlyStates(), locking=False), TypeError, "a OnlyStates lacks read, write"),
         (lambda: made(Memory(), validate_subject=None), TypeError, "`validate_subject` must be callable"),
+        (lambda: made(Memory(), clock=1.5), TypeError, "`clock` must be callable, not a float"),
         (lambda: StoreMemory({}), TypeError, "`store` must be a store"),
         (lambda: StoreMemory(MemoryStore), TypeError, "`store` must be a store, as `MemoryStore()`, not the class"),
         (lambda: StoreMemory(MemoryStore(), lock_ttl=None), TypeError, "`lock_ttl` must be a number of seconds: the"),
@@ -797,6 +804,16 @@ async def test_who_is_cancelled_before_asks_nobody() -> None:
         scope.cancel()
         await made(memory).acquire_lock(SUBJECT)
     assert memory.calls == []
+
+
+@pytest.mark.parametrize(("answer", "released"), [(None, "RELEASED"), (Fault(), "ERROR")])
+async def test_what_came_of_unlocking_is_known_under_cancellation(answer: Any, released: str, spans: Spans) -> None:
+    """The unlocking is done then as at any time, so the transaction and its span say what came of it."""
+    with anyio.CancelScope() as scope:
+        async with made(Memory(unlock=[answer]), tracer=spans.tracer).transaction(SUBJECT) as step:
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert (step.released, spans.told[-1][:2]) == (released, ("release_lock", released))
 
 
 def test_a_lock_that_hangs_can_be_cancelled(caplog: pytest.LogCaptureFixture) -> None:
@@ -1278,14 +1295,14 @@ async def count(path: str, locked: str, unlocked: str) -> None:
 
 
 async def hold(path: str, ttl: str) -> None:
-    """Take the lock, say so, and hang; a process of its own does, which is killed."""
+    """Take the lock, say so, and write when told to; a process of its own does, which is killed or stopped."""
     async with (
         SqliteStore(path) as store,
         made(StoreMemory(store, lock_ttl=float(ttl))).transaction(SUBJECT) as step,
     ):
-        step.state = {"by": "the dead"}
+        step.state = {"by": "the first"}
         print("held", flush=True)  # noqa: T201 (the test reads it)
-        await anyio.sleep_forever()
+        await anyio.to_thread.run_sync(sys.stdin.readline)
 
 
 def start(*args: object, **options: Any) -> subprocess.Popen[str]:
@@ -1307,24 +1324,62 @@ def test_eight_processes_lose_no_update(tmp_path: Path) -> None:
     assert anyio.run(look) == [{"n": 8 * 6}, {"n": 8 * 10}]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="kills by a signal")
-@pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY[:1])
+def signals(test: Any) -> Any:
+    """Run it once, and where processes can be killed and stopped."""
+    once = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY[:1])
+    return once(pytest.mark.skipif(sys.platform == "win32", reason="kills and stops by signals")(test))
+
+
+@contextmanager
+def holding(path: Path, ttl: float) -> Generator[subprocess.Popen[str]]:
+    """Have a process that holds the lock."""
+    with start("hold", path, ttl, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            yield holder
+        finally:
+            holder.kill()
+
+
+async def follow(resource: EventResource[Any]) -> int:
+    """Take the lock when its time is over, and tell how often it was refused."""
+    refused = 0
+    with anyio.fail_after(20):
+        while await resource.acquire_lock(SUBJECT) is not LockStatus.ACQUIRED:
+            refused += 1
+    return refused
+
+
+@signals
 async def test_a_holder_that_is_killed_is_followed_when_its_time_is_over(tmp_path: Path) -> None:
     """After `kill -9` the lock stands until its time is over, nothing is written, and then others have it."""
     path = tmp_path / "machines.db"
-    with start("hold", path, 1, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert await anyio.to_thread.run_sync(holder.stdout.readline) == "held\n"
+    with holding(path, 1) as holder:
         holder.send_signal(signal.SIGKILL)
-    refused = 0
     async with SqliteStore(path) as store:
         resource = made(StoreMemory(store))
-        with anyio.fail_after(20):
-            while (status := await resource.acquire_lock(SUBJECT)) is not LockStatus.ACQUIRED:
-                refused += 1
+        assert await follow(resource) >= 1
         assert await resource.acquire_state(SUBJECT) is None
-        assert await resource.release_lock(SUBJECT, status) is ReleaseStatus.RELEASED
-    assert refused >= 1
+        assert await resource.release_lock(SUBJECT, LockStatus.ACQUIRED) is ReleaseStatus.RELEASED
+
+
+@signals
+async def test_a_holder_that_was_stopped_past_its_time_does_no_harm(tmp_path: Path) -> None:
+    """When it wakes up, its write is refused, and its unlock leaves the new holder's lock alone."""
+    path = tmp_path / "machines.db"
+    async with SqliteStore(path) as store:
+        resource = made(StoreMemory(store))
+        with holding(path, 1) as holder:
+            holder.send_signal(signal.SIGSTOP)
+            assert await follow(resource) >= 1
+            await resource.persist_state(SUBJECT, {"by": "the second"}, None)
+            holder.send_signal(signal.SIGCONT)
+            _, told = await anyio.to_thread.run_sync(partial(holder.communicate, "go on\n", timeout=20))
+        assert (holder.returncode, told.splitlines()[-1]) == (1, STALE)
+        assert await resource.acquire_state(SUBJECT) == {"by": "the second"}
+        assert await made(StoreMemory(store)).acquire_lock(SUBJECT) is LockStatus.NOT_ACQUIRED
+        assert await resource.release_lock(SUBJECT, LockStatus.ACQUIRED) is ReleaseStatus.RELEASED
 
 
 @every_backend

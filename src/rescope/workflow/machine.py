@@ -104,7 +104,7 @@ class EventResource(Generic[State]):
         tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        _check(memory, locking, validate_subject)
+        _check(memory, locking, validate_subject, clock)
         self._memory = memory
         self._locking = locking
         self._validate = validate_subject
@@ -204,7 +204,7 @@ class EventResource(Generic[State]):
             await step._end()
         finally:
             step._over = True
-            step.released = await self._release(scope, subject)
+            await self._release(scope, subject, step)
 
     # The lock, as something that a scope holds
 
@@ -258,20 +258,23 @@ class EventResource(Generic[State]):
         if await _for(holder, partial(self._memory.unlock, subject)) is False:
             raise TransactionViolation(subject, "unlock failed")
 
-    async def _release(self, scope: Scope, subject: str) -> ReleaseStatus:
-        with self._operation("release_lock", subject) as operation:
-            status = await self._unlock_all(scope, subject)
-            operation.end(status)
-            return status
-
-    async def _unlock_all(self, scope: Scope, subject: str) -> ReleaseStatus:
+    async def _release(self, scope: Scope, subject: str, step: Transaction[State] | None = None) -> ReleaseStatus:
         status = ReleaseStatus.RELEASED if scope.size else ReleaseStatus.NOOP
+        with self._operation("release_lock", subject) as operation:
+            try:
+                await self._unlock_all(scope, subject)
+            finally:  # a cancellation goes on after the unlocking
+                status = status if scope.cleanup_error is None else ReleaseStatus.ERROR
+                operation.end(status)
+                if step is not None:
+                    step.released = status
+        return status
+
+    async def _unlock_all(self, scope: Scope, subject: str) -> None:
         try:
             await scope.aclose()
         except ResourceCleanupError as error:
             _tell(subject, error.message)
-            return ReleaseStatus.ERROR
-        return status
 
     # Asking the memory
 
@@ -344,7 +347,7 @@ def _tell(subject: str, what: str) -> None:
     logging.getLogger("rescope").warning("machine %r: %s", subject, what)
 
 
-def _check(memory: object, locking: object, validate_subject: object) -> None:
+def _check(memory: object, locking: object, validate_subject: object, clock: object) -> None:
     """Refuse what no resource can be made of."""
     if not isinstance(locking, bool):
         msg = f"`locking` must be True or False, not a {type(locking).__qualname__}"
@@ -356,6 +359,7 @@ def _check(memory: object, locking: object, validate_subject: object) -> None:
     if missing := [name for name in methods if not callable(getattr(memory, name, None))]:
         msg = f"`memory` must have {', '.join(methods)}; a {type(memory).__qualname__} lacks {', '.join(missing)}"
         raise TypeError(msg)
-    if not callable(validate_subject):
-        msg = f"`validate_subject` must be callable, not a {type(validate_subject).__qualname__}"
-        raise TypeError(msg)
+    for option, given in (("validate_subject", validate_subject), ("clock", clock)):
+        if not callable(given):
+            msg = f"`{option}` must be callable, not a {type(given).__qualname__}"
+            raise TypeError(msg)
