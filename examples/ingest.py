@@ -42,6 +42,8 @@ from rescope.workflow import (
     Backoff,
     CheckpointConflictError,
     Job,
+    JobExistsError,
+    JobFinishedError,
     JobLog,
     JobStatus,
     LeaseHeldError,
@@ -164,7 +166,7 @@ class Worker:
         self._jobs = JobLog(store)
 
     async def look_through(self, inbox: Path) -> bool:
-        """Load all there is to load; tell whether somebody else is at some of it."""
+        """Load all there is to load; tell whether there may be more, as somebody else is at some of it."""
         busy = False
         for path in await anyio.to_thread.run_sync(_files, inbox):
             try:
@@ -173,7 +175,7 @@ class Worker:
                     await self._take(source, held.token)
             except (BeingWrittenError, LeaseHeldError, LeaseLostError, CheckpointConflictError):
                 busy = True
-            except (TakenOverError, StoreError) as exc:
+            except (TakenOverError, JobExistsError, JobFinishedError, StoreError) as exc:
                 if isinstance(exc, StoreError) and not exc.may_retry:
                     raise
                 busy = True

@@ -340,6 +340,23 @@ async def test_a_store_that_is_away_for_a_moment_is_asked_again(
 # Others that are at it
 
 
+@once
+async def test_one_that_wakes_up_when_the_job_has_ended_looks_again(
+    ingest: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before it has noticed the loss of its lease: it is told that somebody else was there, and goes on."""
+    write(tmp_path, "a.csv", HEADER + "".join(f"{number},ada,jar,1,1\n" for number in range(30)))
+    store = MemoryStore()
+
+    class Stopped:
+        async def add(self, *_: object, **__: object) -> None:
+            (job,) = [job async for job in JobLog(store).list()]
+            await JobLog(store).complete(job.id, rows=30)
+
+    assert await ingest.Worker(store, Stopped(), 10.0).look_through(tmp_path)
+    assert "has completed already" in capsys.readouterr().out
+
+
 @pytest.mark.long
 def test_one_that_was_stopped_for_longer_than_its_lease_finds_out(tmp_path: Path) -> None:
     """The other one takes over; when the first one wakes up, it writes nothing any more, and ends well."""
