@@ -385,10 +385,15 @@ async def by_halves(path: Path) -> AsyncIterator[WritesByHalves]:
         yield WritesByHalves(store)
 
 
-class PutsManySlowly(PutsManyInTurn):
-    async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
-        await anyio.sleep(0.005)
-        return await super().put(key, value, ttl=ttl, if_version=if_version)
+class PutsManySlowly(Good):
+    """One after the other, with time enough to be killed in between."""
+
+    async def put_many(self, values: Mapping[str, Any], *, ttl: float | None = None) -> dict[str, int]:
+        versions = {}
+        for key, value in values.items():
+            versions[key] = await self.put(key, value, ttl=ttl)
+            await anyio.sleep(0.1)
+        return versions
 
 
 @asynccontextmanager

@@ -188,14 +188,14 @@ async def _(bench: Bench) -> None:
             async with create_task_group() as group:
                 group.start_soon(store.put, bench.key(), [turn] * 3)
                 if isinstance(store, BatchStore):
-                    group.start_soon(store.put_many, {bench.key(name): turn for name in "ab"})
+                    group.start_soon(store.put_many, {bench.key(name): turn for name in "abcdefgh"})
                 for _ in range(turn):
                     await checkpoint()
                 group.cancel_scope.cancel()
             entry = await store.get(bench.key())
             whole = entry is not None and entry.value in ([turn] * 3, [turn - 1] * 3)
             expect(whole, "a put that was cancelled leaves something else than the value before or after it")
-            many = [await store.get(bench.key(name)) for name in "ab"]
+            many = [await store.get(bench.key(name)) for name in "ah"]
             alike = len({each and each.value for each in many}) == 1
             expect(alike, "a put_many that was cancelled leaves a part of it")
             version = await store.put(bench.key(), [turn] * 3)
