@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from threading import Event
+from typing import Any
+from uuid import uuid4
 
 import anyio
 import pytest
 from anyio import to_thread
 
 from conftest import ASYNCIO_ONLY  # pyright: ignore[reportAttributeAccessIssue]
-from rescope.workflow import SqliteStore, StoreClosedError, StoreError
+from rescope.workflow import MemoryStore, PostgresStore, SqliteStore, StoreClosedError, StoreError
 from rescope.workflow.stores import sqlite
+from workflow.openers import open_postgres, open_redis
 
 asyncio_only = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
 
@@ -168,3 +172,58 @@ async def test_a_table_of_schemas_that_is_somebody_elses_is_told(path: Path, mad
     await store.aclose()
 
     assert content(path) == before
+
+
+# What all four stores do
+
+
+@asynccontextmanager
+async def opened(kind: str, path: Path, request: pytest.FixtureRequest) -> AsyncGenerator[Any]:
+    """Open a store of that kind."""
+    if kind == "memory":
+        yield MemoryStore()
+    elif kind == "sqlite":
+        async with SqliteStore(path) as store:
+            yield store
+    elif kind == "postgres":
+        pytest.importorskip("asyncpg")
+        async with open_postgres(request.getfixturevalue("postgres_url"), f"review_{uuid4().hex[:12]}") as store:
+            yield store
+    else:
+        pytest.importorskip("redis")
+        async with open_redis(request.getfixturevalue("redis_url")) as store:
+            yield store
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres", "redis"])
+def kind(request: pytest.FixtureRequest, anyio_backend_name: str) -> str:
+    """Each store, where it runs."""
+    if request.param in ("postgres", "redis") and anyio_backend_name == "trio":
+        pytest.skip("its client runs on asyncio only")
+    return str(request.param)
+
+
+async def test_the_longest_time_is_kept_to(kind: str, path: Path, request: pytest.FixtureRequest) -> None:
+    """It is 1e10 seconds, and the store tells so; the shortest is over at once, and was a put all the same."""
+    async with opened(kind, path, request) as store:
+        key = uuid4().hex
+        before = time.time()
+        first = await store.put(key, 1, ttl=1e10)
+        entry = await store.get(key)
+        second = await store.put(key, 2, ttl=1e-9, if_version=first)
+        over = await store.get(key)
+        third = await store.put(key, 3, if_version=0)
+        await store.delete(key)
+
+    assert entry.expires_at == pytest.approx(before + 1e10, abs=60)
+    assert over is None
+    assert first < second < third
+
+
+def test_a_class_is_no_pool() -> None:
+    """It has the methods of one, but nothing to call them on."""
+    asyncpg = pytest.importorskip("asyncpg")
+    with pytest.raises(TypeError) as caught:
+        PostgresStore(asyncpg.Pool)
+
+    assert str(caught.value).startswith("`pool` must be an asyncpg pool, not a type: pass what")

@@ -112,9 +112,6 @@ END $$
 """One transaction, which waits for its turn: `IF NOT EXISTS` alone fails for one of two that begin at once."""
 
 _AFTER_ALL = chr(0x10FFFF) * (MAX_KEY_BYTES // 4 + 1)
-_LONGEST = 1e11
-"""A time-to-live of 3,000 years; PostgreSQL's calendar ends."""
-
 _PATIENCE = 5.0
 """How long a cancellation waits for the server to be done."""
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")
@@ -295,7 +292,7 @@ class PostgresStore:
 
 
 def _check(pool: object, table: object) -> None:
-    if not callable(getattr(pool, "acquire", None)):
+    if isinstance(pool, type) or not callable(getattr(pool, "acquire", None)):
         msg = (
             f"`pool` must be an asyncpg pool, not a {type(pool).__qualname__}: "
             "pass what `await asyncpg.create_pool(...)` gives"
@@ -349,7 +346,7 @@ def _statements(table: str) -> dict[str, str]:
 
 
 def _seconds(ttl: float | None) -> float | None:
-    return None if ttl is None else float(min(ttl, _LONGEST))
+    return None if ttl is None else float(ttl)
 
 
 def _entry(row: Any) -> Entry:
