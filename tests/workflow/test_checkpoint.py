@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 import pickle
@@ -11,8 +12,8 @@ import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,13 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 # What is asked for
+
+
+def test_it_is_called_as_the_contract_has_it() -> None:
+    """Names, order and defaults of what is asked for are those of the contract."""
+    given = [(name, one.default) for name, one in inspect.signature(checkpoint).parameters.items()]
+    assert given[2:5] == [("version", 1), ("max_age", None), ("every", 1)]
+    assert given[:2] == [("store", inspect.Parameter.empty), ("key", inspect.Parameter.empty)]
 
 
 @pytest.mark.parametrize(
@@ -632,6 +640,26 @@ async def test_a_foreign_version_is_reported(caplog: pytest.LogCaptureFixture) -
     entry = await store.get(KEY)
     assert entry is not None
     assert entry.value["version"] == 3
+
+
+async def test_a_generator_that_is_left_early_saves_how_far_it_got() -> None:
+    """Who stops asking for items has not had all of them: the next run goes on there."""
+    store = MemoryStore()
+
+    async def numbers() -> AsyncGenerator[int]:
+        async with checkpoint(store, "orders", every=100) as c:
+            for number in range(c.state or 0, 10):
+                yield number
+                await c.advance(number + 1)
+
+    for stop in (5, 7):
+        async with aclosing(numbers()) as some:
+            given = []
+            async for number in some:
+                given.append(number)
+                if number == stop:
+                    break
+    assert given == [5, 6, 7]
 
 
 async def test_a_state_that_would_not_be_saved_cannot_be_set() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import json
 import logging
 import math
@@ -55,6 +56,14 @@ STALE = (
     f"rescope.workflow._machine_port.TransactionViolation: machine '{SUBJECT}': "
     "the snapshot no longer stands, as somebody else has written: read the state, and decide again"
 )
+
+CALLS = {
+    "acquire_lock": ["subject"],
+    "acquire_state": ["subject"],
+    "persist_state": ["subject", "data", "prev"],
+    "release_lock": ["subject", "status"],
+    "transaction": ["subject"],
+}
 
 on_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY)
 
@@ -189,6 +198,16 @@ async def test_nothing_is_unlocked_that_was_not_acquired(status: Any) -> None:
     memory = Memory()
     assert await made(memory).release_lock(SUBJECT, status) is ReleaseStatus.NOOP
     assert memory.calls == []
+
+
+def test_it_is_called_as_the_contract_has_it() -> None:
+    """Names, order and defaults of what is asked for are those of the contract."""
+    resource, memory = inspect.signature(EventResource), inspect.signature(StoreMemory)
+    assert [*resource.parameters][:3] == ["memory", "locking", "validate_subject"]
+    assert resource.parameters["locking"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert str(memory) == "(store: 'Store', *, lock_ttl: 'float' = 60) -> 'None'"
+    calls = {name: [*inspect.signature(getattr(EventResource, name)).parameters][1:] for name in CALLS}
+    assert calls == CALLS
 
 
 def test_statuses_are_words() -> None:
@@ -837,6 +856,19 @@ async def test_a_memory_that_cancels_itself_has_failed() -> None:
     """A `CancelledError` that nobody asked for is no answer, and no cancellation."""
     with pytest.raises(TransactionViolation, match="the memory gave no answer"):
         await made(Memory(lock=always(asyncio.CancelledError()))).acquire_lock(SUBJECT)
+
+
+async def test_transactions_within_one_another() -> None:
+    """On another subject both are written. On the same one the inner finds it locked, and waits for nobody for ever."""
+    resource = made()
+    async with resource.transaction(SUBJECT) as outer:
+        async with resource.transaction("another") as inner:
+            inner.state = outer.state = {"n": 1}
+        with pytest.raises(TransactionViolation, match="somebody else holds the lock"):
+            async with resource.transaction(SUBJECT):
+                pytest.fail("entered")
+    states = [await resource.acquire_state(subject) for subject in (SUBJECT, "another")]
+    assert states == [{"n": 1}, {"n": 1}]
 
 
 @pytest.mark.parametrize("name", ["lock", "read", "write"])
