@@ -419,14 +419,15 @@ async def from_a_thread(ask: Callable[[], Awaitable[Any]]) -> Any:
 
 @pytest.mark.parametrize("run", [in_this_task, in_a_task_of_its_own, from_a_thread])
 async def test_a_factory_that_asks_for_its_own_value_is_told(run: Callable[..., Awaitable[Any]]) -> None:
-    """It would wait for itself, in whatever task or thread it asks; for another value it may ask."""
+    """It would wait for itself, in whatever task or thread it asks, also by way of another value, for which it may."""
     store = MemoryStore()
 
-    async def ask(key: str, inner: str) -> Any:
-        return await get_or_create(store, key, lambda: run(lambda: ask(inner, "b")), ttl=LONG)
+    async def ask(key: str, *others: str) -> Any:
+        return await get_or_create(store, key, lambda: run(lambda: ask(*others)), ttl=LONG)
 
-    with pytest.raises(RuntimeError, match="the factory for 'b' asks for 'b' itself, and would wait for ever"):
-        await ask("a", "b")
+    for keys in ("aa", "aba"):
+        with pytest.raises(RuntimeError, match="the factory for 'a' asks for 'a' itself, and would wait for ever"):
+            await ask(*keys)
 
 
 async def test_a_factory_may_ask_another_store_for_the_same_key() -> None:
