@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -108,6 +109,61 @@ async def test_a_file_is_closed_though_its_opening_is_cut_off(path: Path, turns:
 
     with pytest.raises(StoreClosedError):
         await store.get("key")
+
+
+# SqliteStore: waiting for others
+
+
+async def test_who_stands_in_line_does_not_wait_anew(path: Path) -> None:
+    """Where one has waited in vain for another process, those behind it are told at once; who comes later waits."""
+    store = SqliteStore(path, busy_timeout=0.05)
+    await store.put("key", 1)
+    statements: list[str] = []
+    store._connection.set_trace_callback(statements.append)  # type: ignore[union-attr]
+    failures: list[StoreError] = []
+
+    async def put() -> None:
+        with pytest.raises(StoreError) as caught:
+            await store.put("key", 2)
+        failures.append(caught.value)
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(put)
+        other.execute("ROLLBACK")
+    await store.put("key", 3)
+    await store.aclose()
+
+    assert [error.may_retry for error in failures] == [True] * 3
+    assert [each for each in statements if each.startswith(("BEGIN", "PRAGMA"))] == [
+        "BEGIN IMMEDIATE",
+        "PRAGMA busy_timeout = 0",
+        "BEGIN IMMEDIATE",
+        "BEGIN IMMEDIATE",
+        "PRAGMA busy_timeout = 50",
+        "BEGIN IMMEDIATE",
+    ]
+
+
+async def test_who_stands_in_line_for_the_opening_does_not_wait_anew(path: Path) -> None:
+    """Nor where the file could not even be opened."""
+    store = SqliteStore(path, busy_timeout=0.05)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.executescript("CREATE TABLE other (a); BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError):
+            await store.get("key")
+        store._gave_up = math.inf  # so all stand in line behind it
+        with pytest.raises(StoreError):
+            await store.get("key")
+        patience = store._patience
+        store._gave_up = -math.inf
+        other.execute("ROLLBACK")
+    await store.put("key", 1)
+    await store.aclose()
+
+    assert (patience, store._patience) == (0, 0.05)
 
 
 # SqliteStore: the file

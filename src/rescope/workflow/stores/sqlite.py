@@ -100,9 +100,11 @@ class SqliteStore:
         "_clock",
         "_closed",
         "_connection",
+        "_gave_up",
         "_identity",
         "_lock",
         "_path",
+        "_patience",
         "_pid",
         "_swept",
         "_synchronous",
@@ -134,6 +136,8 @@ class SqliteStore:
         self._where = self._path if self._path == _IN_MEMORY else str(Path(self._path).absolute())
         self._identity: tuple[int, int] | None = None  # of the file that was opened
         self._swept = -math.inf
+        self._gave_up = -math.inf  # when a call last did, of those that waited for other processes
+        self._patience = self._busy_timeout  # that of the connection
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "not opened" if self._connection is None else "open"
@@ -245,17 +249,21 @@ class SqliteStore:
         from anyio import to_thread
 
         self._refuse_closed()
-        return await to_thread.run_sync(self._alone, work, limiter=_limiter(self))
+        return await to_thread.run_sync(self._alone, work, time.monotonic(), limiter=_limiter(self))
 
-    def _alone(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do it with the connection to itself."""
+    def _alone(self, work: Callable[[sqlite3.Connection], T], called: float) -> T:
+        """Do it with the connection to itself. Who stood in line while one before it gave up does not wait again."""
         if self._forked():  # before the lock: one that was held when the process forked stays so
             raise StoreError(_FORKED.format(self._path))
         with self._lock:
             self._refuse_closed()
+            patience = 0.0 if called < self._gave_up else self._busy_timeout
             try:
                 if self._connection is None:
-                    self._connection = self._opened()
+                    self._connection = self._opened(patience)
+                if self._patience != patience:
+                    self._connection.execute(f"PRAGMA busy_timeout = {patience * 1000:.0f}")
+                    self._patience = patience
                 self._refuse_lost()
                 return work(self._connection)
             except sqlite3.Error as exc:
@@ -300,19 +308,20 @@ class SqliteStore:
     def _told(self, exc: sqlite3.Error) -> StoreError:
         code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # the primary one
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if self._patience:
+                self._gave_up = time.monotonic()
             waited = f"others have kept it busy for longer than the `busy_timeout` of {self._busy_timeout:g} s"
             return StoreError(f"the store at {self._path!r}: {waited}; nothing was written", may_retry=True)
         return StoreError(f"the store at {self._path!r}: {exc}; nothing was written")
 
     # Opening
 
-    def _opened(self) -> sqlite3.Connection:
+    def _opened(self, patience: float) -> sqlite3.Connection:
         where, pid = os.path.realpath(self._where), os.getpid()
         if self._path != _IN_MEMORY and any(path == where and by != pid for path, by in list(_OPEN.values())):
             raise StoreError(_FORKED.format(self._path))
-        connection = sqlite3.connect(
-            self._where, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(self._where, timeout=patience, isolation_level=None, check_same_thread=False)
+        self._patience = patience
         try:
             self._prepare(connection)
             self._identity = _identity(where)
@@ -358,7 +367,7 @@ class SqliteStore:
 
     def _log_ahead(self, connection: sqlite3.Connection) -> None:
         """Switch to a write-ahead log. SQLite does not wait by itself where others do so too."""
-        until = time.monotonic() + self._busy_timeout
+        until = time.monotonic() + self._patience
         while True:
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
