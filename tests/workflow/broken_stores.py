@@ -439,9 +439,13 @@ class FailsSoon(Good):
         return await super().put(key, value, ttl=ttl, if_version=if_version)
 
 
+class FailsSoonAtMany(FailsSoon, PutsManyInTurn):
+    pass
+
+
 @asynccontextmanager
-async def fails_soon(left: int) -> AsyncIterator[FailsSoon]:
-    store = FailsSoon(MemoryStore())
+async def fails_soon(left: int, kind: type[FailsSoon] = FailsSoon) -> AsyncIterator[FailsSoon]:
+    store = kind(MemoryStore())
     store.left = left
     yield store
 

@@ -510,13 +510,13 @@ def test_a_process_races_until_it_is_done(
     assert (len(versions), made, taken) == (25, list(range(25)), [3])
 
 
+@pytest.mark.parametrize("kind", [broken_stores.FailsSoon, broken_stores.FailsSoonAtMany])
 def test_a_process_that_is_to_be_killed_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[broken_stores.FailsSoon]
 ) -> None:
     """It tells when it has begun, once."""
-    order = _store_race._Order(
-        _store_race._write_for_ever, partial(broken_stores.fails_soon, 3), "contract:", 0, 1, "asyncio"
-    )
+    open_store = partial(broken_stores.fails_soon, 3, kind)
+    order = _store_race._Order(_store_race._write_for_ever, open_store, "contract:", 0, 1, "asyncio")
     monkeypatch.setattr(sys, "stdin", Says(order))
     with pytest.raises(ConnectionError):
         _store_race.child()
