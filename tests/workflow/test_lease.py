@@ -137,6 +137,12 @@ class FaultyStore:
         return answer
 
 
+class PromptStore(FaultyStore):
+    """One that can be cut off soon, as that on Valkey: a lease of it is mostly released in the task of the block."""
+
+    _soon_cut_off = True
+
+
 async def holder_of(store: Store, key: str = KEY) -> str | None:
     entry = await store.get(key)
     return None if entry is None else entry.value["holder"]
@@ -681,6 +687,56 @@ async def test_a_failing_release_is_reported_and_never_raised(
         assert again.token > held.token
 
 
+@pytest.mark.parametrize("cue", [None, "fail", "lost", "hang", Fault("secret")])
+async def test_what_fails_in_the_task_of_the_block_is_done_once_more(
+    cue: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the first release fails, a second one takes the entry away, and nothing is told."""
+    clock = Clock()
+    store = PromptStore(clock=clock)
+    store.cues["delete"] = [cue]
+    with anyio.fail_after(10):
+        async with lease(store, "orders", ttl=LONG, clock=clock) as held:
+            pass
+    assert await holder_of(store) is None
+    assert (held.lost, held.release_error, warnings_in(caplog)) == (None, None, [])
+
+
+async def test_what_goes_on_failing_in_the_task_of_the_block_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The block's outcome stands, and the lease says why it was left to expire."""
+    clock = Clock()
+    store = PromptStore(clock=clock)
+    store.then["delete"] = "fail"
+    async with lease(store, "orders", ttl=LONG, clock=clock) as held:
+        pass
+    assert isinstance(held.release_error, ResourceCleanupError)
+    assert warnings_in(caplog) == [f"lease 'orders' (token 1) is left to expire: {held.release_error.message}"]
+
+
+@pytest.mark.parametrize("cue", [None, "hang"])
+async def test_a_cancellation_of_the_release_in_the_task_of_the_block_comes_out(cue: str | None) -> None:
+    """It comes out, as it would from any closer, when the entry is gone."""
+    clock = Clock()
+    store = PromptStore(clock=clock)
+    store.cues["delete"] = [cue]
+
+    async def cancel() -> None:
+        outer.cancel()
+        await anyio.lowlevel.checkpoint()
+
+    after = False
+    with anyio.CancelScope() as outer:
+        store.before["delete"] = cancel
+        if cue == "hang":
+            outer.deadline = anyio.current_time() + 0.05
+        async with lease(store, "orders", ttl=LONG, clock=clock):
+            pass
+        after = True
+    assert outer.cancelled_caught
+    assert not after
+    assert await holder_of(store) is None
+
+
 async def test_a_renewal_that_the_end_cuts_off_is_released_too() -> None:
     """A body that ends while a renewal is done and not yet answered leaves nothing."""
     clock = Clock()
@@ -1107,11 +1163,12 @@ async def test_it_is_for_one_block() -> None:
 # Wherever it is cancelled, whatever fails
 
 
-async def test_nothing_stays_held_wherever_it_is_cancelled() -> None:
+@pytest.mark.parametrize("kind", [FaultyStore, PromptStore])
+async def test_nothing_stays_held_wherever_it_is_cancelled(kind: type[FaultyStore]) -> None:
     """At each point of asking, holding and releasing, a cancellation leaves nothing in the store."""
 
     async def program(ledger: Ledger) -> None:
-        store = FaultyStore()
+        store = kind()
         store.ledger = ledger
         async with lease(store, "orders", ttl=LONG):
             await anyio.lowlevel.checkpoint()

@@ -178,11 +178,11 @@ async def test_what_has_expired_is_cleared_away(redis_url: str, prefix: str) -> 
         await asyncio.sleep(0.01)
         await store.put("old 0", "again", ttl=60)
         assert await client.zrange(f"{{{prefix}}}:order", 0, -1) == [b"kept", b"kept a while", b"old 0"]
-        assert sorted(await client.hkeys(f"{{{prefix}}}:entries")) == [b"kept", b"kept a while", b"old 0"]
+        assert sorted(await client.hkeys(f"{{{prefix}}}:entries")) == [b"", b"kept", b"kept a while", b"old 0"]
         assert await client.zrange(f"{{{prefix}}}:deadlines", 0, -1) == [b"kept a while", b"old 0"]
         for key in ("kept", "kept a while", "old 0"):
             await store.delete(key)
-        assert sorted(await client.keys(f"{{{prefix}}}:*")) == [f"{{{prefix}}}:about".encode()]
+        assert sorted(await client.keys(f"{{{prefix}}}:*")) == [f"{{{prefix}}}:entries".encode()]
 
 
 @on_asyncio
@@ -202,11 +202,11 @@ async def test_versions_grow_whatever_the_clock_says(redis_url: str, prefix: str
     async with opened(redis_url, prefix) as store, connected(redis_url) as client:
         before = await store.put("key", 1)
         assert abs(before / 1_000_000 - time.time()) < 60
-        await client.delete(f"{{{prefix}}}:entries", f"{{{prefix}}}:order", f"{{{prefix}}}:about")
+        await client.delete(f"{{{prefix}}}:entries", f"{{{prefix}}}:order")
         after = await store.put("key", 1)
         assert after > before
         ahead = after + 10**12
-        await client.hset(f"{{{prefix}}}:about", "version", str(ahead))
+        await client.hset(f"{{{prefix}}}:entries", "", f"1 {ahead}")
         assert await store.put_many({"key": 1, "other": 1}) == {"key": ahead + 1, "other": ahead + 2}
         assert await store.put("key", 2, if_version=ahead + 1) == ahead + 3
 
@@ -227,12 +227,12 @@ async def test_a_newer_schema_is_refused(redis_url: str, prefix: str) -> None:
     """What a newer rescope has written is not touched, and the error says what to do."""
     async with opened(redis_url, prefix) as store, connected(redis_url) as client:
         version = await store.put("key", 1)
-        await client.hset(f"{{{prefix}}}:about", "schema", "2")
+        await client.hset(f"{{{prefix}}}:entries", "", f"2 {version}")
         for call in (store.put("key", 2), store.get("key"), store.delete("key"), anext(store.scan(""))):
             with pytest.raises(StoreError, match="schema 2, of a newer rescope; this one knows 1: update") as caught:
                 await call
             assert not caught.value.may_retry
-        await client.hset(f"{{{prefix}}}:about", "schema", "1")
+        await client.hset(f"{{{prefix}}}:entries", "", f"1 {version}")
         assert await store.get("key") == Entry("key", 1, version)
 
 
@@ -320,7 +320,7 @@ async def test_a_server_that_is_full(redis_url: str, prefix: str) -> None:
         finally:
             await client.config_set("maxmemory", 0)
         assert caught.value.may_retry
-        assert sorted(await client.keys(f"{{{prefix}}}:*")) == [f"{{{prefix}}}:about".encode()]
+        assert sorted(await client.keys(f"{{{prefix}}}:*")) == [f"{{{prefix}}}:entries".encode()]
 
 
 @on_asyncio

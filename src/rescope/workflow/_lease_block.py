@@ -53,18 +53,22 @@ class Leasing:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        noticed, hit = self._claim.lease._end(), None
+        if kind is None:
+            hit = exc = await self._claim.let_go()
         try:
-            swallowed = self._claim.lease._body.__exit__(kind, exc, traceback)
+            swallowed = self._claim.lease._body.__exit__(None if exc is None else type(exc), exc, traceback)
         except BaseException as left:  # trio takes its own cancellation out of a group
-            await self._end(left)
+            await self._end(left, noticed=noticed)
             raise
-        await self._end(None if swallowed else exc)
+        await self._end(None if swallowed else exc, noticed=noticed)
+        if hit is not None and not swallowed:
+            raise hit
         return swallowed
 
-    async def _end(self, exc: BaseException | None) -> None:
+    async def _end(self, exc: BaseException | None, *, noticed: bool) -> None:
         """Release it, and say what there is to say: `exc` is what comes out, unless this raises."""
         lease = self._claim.lease
-        noticed = lease._end()
         try:
             await self._release(exc)
         except ResourceCleanupError as error:
@@ -84,6 +88,8 @@ class Leasing:
 
     async def _release(self, exc: BaseException | None) -> None:
         """Release it, out of reach of what cancels this task; a scope is for what is in flight meanwhile."""
+        if self._claim.released:
+            return
         taken = cast("Resource[None]", self._taken)
         if exc is None:
             await taken.aclose()

@@ -19,7 +19,8 @@ The states:
   sent: nobody can take it before. The next try looks first whose entry stands there.
 - *lost*: the time is over, or the entry there is another's, or none. One of the two children notices, or `check`.
 - *releasing*: out of reach of what cancels the body. First the renewing is cancelled and waited for, then the entry is
-  deleted. What a cut-off renewal may have written is looked for.
+  deleted. What a cut-off renewal may have written is looked for. Where the store can be cut off soon, and nothing was
+  renewed, the body's task deletes it itself, with the alarm set; what hits that has it done once more, out of reach.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ PREFIX: Final = "lease/"
 _QUICK = 0.5  # seconds for the quick tries that everybody has
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
+_SOON = 1.0
 LONGEST_RELEASE: Final = 5.0  # what is not released expires
 
 
@@ -57,12 +59,12 @@ class Claim:
         "_kept",
         "_key",
         "_mark",
-        "_released",
         "_sent",
         "_store",
         "_version",
         "lease",
         "patience",
+        "released",
         "ttl",
     )
 
@@ -81,7 +83,7 @@ class Claim:
         self._in_doubt = False
         self._kept: Event | None = None
         self._failure: Exception | None = None
-        self._released = False
+        self.released = False
 
     async def acquire(self, wait: float) -> None:
         """Ask until it is granted, or the time to wait is over, or the store goes on failing."""
@@ -143,8 +145,8 @@ class Claim:
         return StoreError(f"the answer of the store took longer than the ttl, {self.ttl:.3g} s", may_retry=True)
 
     async def _ring(self) -> None:
-        """The alarm has gone off: give up asking, or keep what is held."""
-        if self._version:
+        """The alarm has gone off: keep what is held, or give up asking, or letting go."""
+        if self._version and not self.lease._over:
             await self._keep()
         else:
             self.lease._body.cancel()
@@ -198,6 +200,25 @@ class Claim:
     def _until_due(self) -> float:
         return max(0, self._sent + self.ttl / 3 - self._clock())
 
+    async def let_go(self) -> BaseException | None:
+        """Delete the entry in the body's own task, where the store can be cut off soon; give what cut it off.
+
+        That saves a task, and mostly nothing hits it. What hit it, and what was renewed, is left to `release`.
+        """
+        self._alarm.cancel()
+        plain = self._kept is None and not self._in_doubt and self._clock() < self._sent + self.ttl
+        if not (plain and getattr(self._store, "_soon_cut_off", False)):
+            return None
+        self._alarm = later(min(self.ttl, _SOON), self._ring)
+        try:
+            self.released = await self._store.delete(self._key, if_version=self._version)
+        except BaseException as exc:
+            self._version, self._in_doubt = 0, True
+            return None if isinstance(exc, Exception) else exc
+        finally:
+            self._alarm.cancel()
+        return None
+
     async def release(self) -> None:
         """Take back what may be granted, unless it is over by itself."""
         try:
@@ -207,11 +228,11 @@ class Claim:
         except Exception as exc:
             self._failure = exc
             raise
-        self._released = True
+        self.released = True
 
     def unreleased(self) -> Exception | None:
         """Say why it may still stand in the store, if so."""
-        return None if self._released else self._failure or no_answer(LONGEST_RELEASE)
+        return None if self.released else self._failure or no_answer(LONGEST_RELEASE)
 
     async def _stop_keeping(self) -> None:
         self._alarm.cancel()

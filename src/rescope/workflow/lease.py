@@ -64,7 +64,7 @@ def lease(
     a WARNING on the logger `rescope`.
 
     A cancellation ends the asking, and what was granted meanwhile is released. No cancellation reaches the release,
-    which takes 5 seconds at most.
+    which takes 10 seconds at most.
 
     In `async with` and in `await scope.enter(lease(...))`, the task that enters is the one to be cancelled. In `await
     scope.host(lease(...))` there is no block: the loss is the death of the host, and is told as that. ::

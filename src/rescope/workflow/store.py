@@ -218,7 +218,7 @@ def check_if_version(if_version: object, *, least: int = 0) -> None:
 def encode(key: str, value: Any) -> str:
     """Write a value as JSON, in ASCII. The errors name the key, and never show the value."""
     try:
-        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(value)
     except TypeError as exc:  # its message names types only
         msg = f"the value for {key!r} is not JSON: {exc}"
         raise TypeError(msg) from None
@@ -251,6 +251,7 @@ def prefix_end(prefix: str) -> str | None:
     return body[:-1] + chr(0xE000 if following == _FIRST_SURROGATE else following)
 
 
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # `json.dumps` makes one at each call
 _LONGEST_TTL = 1e10
 _GREATEST_VERSION = 2**63 - 1
 _LAST = 0x10FFFF

@@ -1,12 +1,11 @@
 """A store in Redis 7 or newer, or Valkey, on redis-py: each operation is one script, which the server runs as a whole.
 
-Four keys of the server hold it all. They share a hash tag, and so a slot of a cluster: an entry, its place in the order
-and the count of versions change together or not at all.
+Three keys of the server hold it all. They share a hash tag, and so a slot of a cluster: an entry, its place in the
+order and the count of versions change together or not at all.
 
-- `entries`, a hash: key to version, deadline and JSON
+- `entries`, a hash: key to version, deadline and JSON; and under the empty key the schema and the last version
 - `order`, a sorted set of all keys, with equal scores: so they stand in the order of their bytes, that of code points
 - `deadlines`, a sorted set of the keys that expire, by when, in microseconds
-- `about`, a hash: the schema, and the last version
 
 Expiry is not the server's own, as that would leave the key in `order`: the scripts compare the deadline with the
 server's clock. A version is that clock, in microseconds, or one more than the last version where that is more: so
@@ -55,10 +54,10 @@ _PATIENCE = 5.0
 """How long a cancellation waits for the answer."""
 
 _START = """
-local entries, order, deadlines, about = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local schema, last = unpack(redis.call('HMGET', about, 'schema', 'version'))
-if schema and schema ~= '1' then
-    return redis.error_reply('RESCOPESCHEMA ' .. schema)
+local entries, order, deadlines = KEYS[1], KEYS[2], KEYS[3]
+local about, there = unpack(redis.call('HMGET', entries, '', {key}))
+if about and string.sub(about, 1, 2) ~= '1 ' then
+    return redis.error_reply('RESCOPESCHEMA ' .. about)
 end
 
 local time = redis.call('TIME')
@@ -78,12 +77,12 @@ local function drop(key)
 end
 """
 _GET = """
-return live(redis.call('HGET', entries, ARGV[1]))
+return live(there)
 """
 _PUT = """
 local ttl, expected = tonumber(ARGV[1]), ARGV[2]
 if expected ~= '' then
-    local held = live(redis.call('HGET', entries, ARGV[3]))
+    local held = live(there)
     local found = held and held[1] or '0'
     if found ~= expected then return -1 - found end
 end
@@ -95,11 +94,13 @@ if ttl > 0 then
     for _, key in ipairs(over) do drop(key) end
 end
 
-local first = math.max(now, (last or 0) + 1)
+local first = math.max(now, (about and tonumber(string.sub(about, 3)) or 0) + 1)
 local version = first
+local counted = {'', string.format('1 %.0f', first + #ARGV / 2 - 2)}
 for i = 3, #ARGV, 2 do
     local key = ARGV[i]
-    redis.call('HSET', entries, key, string.format('%.0f ', version) .. deadline .. ' ' .. ARGV[i + 1])
+    redis.call('HSET', entries, key, string.format('%.0f %s %s', version, deadline, ARGV[i + 1]), unpack(counted))
+    counted = {}
     redis.call('ZADD', order, 0, key)
     if ttl > 0 then
         redis.call('ZADD', deadlines, deadline, key)
@@ -108,11 +109,10 @@ for i = 3, #ARGV, 2 do
     end
     version = version + 1
 end
-redis.call('HSET', about, 'schema', '1', 'version', string.format('%.0f', version - 1))
 return first
 """
 _DELETE = """
-local held = live(redis.call('HGET', entries, ARGV[1]))
+local held = live(there)
 if not held or (ARGV[2] ~= '' and ARGV[2] ~= held[1]) then return 0 end
 drop(ARGV[1])
 return 1
@@ -136,19 +136,20 @@ _NEWER = re.compile(r"RESCOPESCHEMA (\d+)")
 class _Script:
     """What the server keeps under the hash of its text. The flags say what it needs, so that it is refused as a whole.
 
-    Without any, a server that is out of memory refuses it before it begins.
+    Without any, a server that is out of memory refuses it before it begins. `key` is where it finds the key that it is
+    about.
     """
 
     __slots__ = ("sha", "text")
 
-    def __init__(self, body: str, flags: str = "") -> None:
-        self.text = f"#!lua{flags}\n{_START}{body}".encode()
+    def __init__(self, body: str, flags: str = "", *, key: str = "ARGV[1]") -> None:
+        self.text = f"#!lua{flags}\n{_START.replace('{key}', key)}{body}".encode()
         self.sha = sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 
 _GETTING = _Script(_GET, " flags=no-writes")
 _PAGING = _Script(_PAGE, " flags=no-writes")
-_PUTTING = _Script(_PUT)
+_PUTTING = _Script(_PUT, key="ARGV[3] or ''")
 _DELETING = _Script(_DELETE, " flags=allow-oom")
 _ALL = (_GETTING, _PAGING, _PUTTING, _DELETING)
 
@@ -175,6 +176,7 @@ class RedisStore:
     """
 
     __slots__ = ("_calls", "_client", "_clustered", "_keys", "_prefix")
+    _soon_cut_off = True  # so a lease may wait for it in the task of its block
 
     def __init__(self, client: Redis | RedisCluster, *, prefix: str = "rescope") -> None:
         _check_client(client)
@@ -185,7 +187,7 @@ class RedisStore:
         self._client = client
         self._clustered = hasattr(client, "get_node_from_key")
         self._prefix = prefix
-        self._keys = [f"{{{prefix}}}:{name}".encode() for name in ("entries", "order", "deadlines", "about")]
+        self._keys = [f"{{{prefix}}}:{name}".encode() for name in ("entries", "order", "deadlines")]
         self._calls = {script: _packed(b"EVALSHA", script.sha, b"%d" % len(self._keys), *self._keys) for script in _ALL}
 
     def __repr__(self) -> str:
