@@ -34,6 +34,7 @@ from rescope.workflow import (
     Store,
     StoreClosedError,
     StoreError,
+    UnreadableValueError,
     checkpoint,
     checkpoints,
 )
@@ -596,11 +597,9 @@ async def test_an_unreadable_one_that_vanishes_is_none() -> None:
         assert store.calls == ["get", "put"]
 
 
-def unreadable() -> StoreError:
+def unreadable() -> UnreadableValueError:
     """Give the error of a store that can't decode a value."""
-    error = StoreError("not JSON")
-    error.__context__ = ValueError()
-    return error
+    return UnreadableValueError("not JSON")
 
 
 @pytest.mark.parametrize(
@@ -847,6 +846,7 @@ def run_of(path: Path, end: int, backend: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 (the program above)
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_goes_on_after_its_last_state(tmp_path: Path) -> None:
     """After a `kill -9` at any point the next run gets the last state whose saving was told, or the one just saved."""
     path, last = tmp_path / "store.db", 0

@@ -686,6 +686,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
+@pytest.mark.long
 def test_eight_processes_make_it_once(tmp_path: Path) -> None:
     """The factory runs in one of them, while all of them ask; all their tasks get what it made."""
     workers = Workers(tmp_path, begun=8)

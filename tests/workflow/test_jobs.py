@@ -369,6 +369,7 @@ async def test_a_list_may_be_left_and_jobs_changed_while_it_is_read(jobs: JobLog
     assert [job.id async for job in jobs.list(status="completed")] == [f"{number:04}" for number in range(700)]
 
 
+@pytest.mark.long
 @once
 async def test_a_hundred_thousand_jobs_are_listed(store: MemoryStore, jobs: JobLog) -> None:
     """All of them, in order."""

@@ -1163,6 +1163,7 @@ async def test_it_is_for_one_block() -> None:
 # Wherever it is cancelled, whatever fails
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [FaultyStore, PromptStore])
 async def test_nothing_stays_held_wherever_it_is_cancelled(kind: type[FaultyStore]) -> None:
     """At each point of asking, holding and releasing, a cancellation leaves nothing in the store."""
@@ -1177,6 +1178,7 @@ async def test_nothing_stays_held_wherever_it_is_cancelled(kind: type[FaultyStor
     assert report.total > 0
 
 
+@pytest.mark.long
 async def test_nothing_stays_held_when_it_is_cancelled_while_it_renews() -> None:
     """So too when a renewal is under way, or has been done, or its answer was lost."""
 
@@ -1193,6 +1195,7 @@ async def test_nothing_stays_held_when_it_is_cancelled_while_it_renews() -> None
     assert report.total > 0
 
 
+@pytest.mark.long
 async def test_nothing_stays_held_when_it_is_cancelled_while_it_is_in_doubt() -> None:
     """So too when a renewal was done and its answer was lost."""
 
@@ -1209,6 +1212,7 @@ async def test_nothing_stays_held_when_it_is_cancelled_while_it_is_in_doubt() ->
     assert report.total > 0
 
 
+@pytest.mark.long
 async def test_nothing_stays_held_when_asking_is_cancelled() -> None:
     """So too where an answer got lost and it is asked again."""
 
@@ -1253,6 +1257,7 @@ async def test_whatever_operation_fails(place: int, cue: str) -> None:
 # Between processes
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="kills and stops by signals")
 @pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis"])
 def test_a_race_of_processes_loses_no_update(kind: str, tmp_path: Path, postgres_url: str, redis_url: str) -> None:
@@ -1288,6 +1293,7 @@ anyio.run(main, backend=sys.argv[2])
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="stops by a signal")
 async def test_a_process_that_was_stopped_finds_out(tmp_path: Path, anyio_backend_name: str) -> None:
     """Stopped for longer than its ttl, a process has lost its lease to another, and learns it before it writes."""
@@ -1316,6 +1322,7 @@ async def test_a_process_that_was_stopped_finds_out(tmp_path: Path, anyio_backen
             process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_example(backend: str) -> None:
     """The example runs, and what it says is so."""

@@ -1342,6 +1342,7 @@ def start(*args: object, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, str(ME), *map(str, args)], text=True, env=env, **options)  # noqa: S603 (us)
 
 
+@pytest.mark.long
 def test_eight_processes_lose_no_update(tmp_path: Path) -> None:
     """Each steps two counters again and again: they end at their sums, under locks as by the snapshots alone."""
     path = tmp_path / "machines.db"
@@ -1383,6 +1384,7 @@ async def follow(resource: EventResource[Any]) -> int:
     return refused
 
 
+@pytest.mark.long
 @signals
 async def test_a_holder_that_is_killed_is_followed_when_its_time_is_over(tmp_path: Path) -> None:
     """After `kill -9` the lock stands until its time is over, nothing is written, and then others have it."""
@@ -1422,6 +1424,7 @@ def test_the_example_runs(backend: str) -> None:
     assert result.stdout.count("  every order is right\n") == 2
 
 
+@pytest.mark.long
 def test_the_example_notices_what_is_lost() -> None:
     """With a memory that looks at no snapshot, its check fails."""
     result = run_example("order_machine.py", "--careless")

@@ -350,6 +350,7 @@ async def test_a_cancellation_leaves_whole_chunks() -> None:
     assert report
 
 
+@pytest.mark.long
 @once
 async def test_a_hundred_thousand_are_listed_and_counted() -> None:
     """All of them, in order."""
@@ -754,6 +755,7 @@ anyio.run(main, *sys.argv[1:])
 """
 
 
+@pytest.mark.long
 @once
 async def test_marks_of_several_processes_are_all_there(tmp_path: Path) -> None:
     """None is lost, also of the keys that all of them mark."""

@@ -108,6 +108,7 @@ async def test_the_contract(check: StoreCheck, options: dict[str, Any], redis_ur
     assert check.name
 
 
+@pytest.mark.long
 @on_asyncio
 @pytest.mark.parametrize("check", store_contract.checks, ids=str)
 async def test_the_contract_on_a_cluster(check: StoreCheck, cluster: int) -> None:

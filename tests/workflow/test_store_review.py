@@ -283,3 +283,10 @@ def test_a_class_is_no_pool() -> None:
         PostgresStore(asyncpg.Pool)
 
     assert str(caught.value).startswith("`pool` must be an asyncpg pool, not a type: pass what")
+
+
+@pytest.mark.parametrize("values", [["a"], "a", None, 7])
+async def test_many_values_are_a_mapping(values: Any) -> None:
+    """What is no mapping of keys to values is refused by its type."""
+    with pytest.raises(TypeError, match="`values` must be a mapping of keys to values, not a"):
+        await MemoryStore().put_many(values)

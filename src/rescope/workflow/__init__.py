@@ -30,7 +30,15 @@ from rescope.workflow.machine import (
 from rescope.workflow.processed import ProcessedEntry, ProcessedLog, ProcessedStats
 from rescope.workflow.retries import Backoff, RetryEntry, RetryFailure, RetryLedger
 from rescope.workflow.shared import get_or_create
-from rescope.workflow.store import BatchStore, Entry, Store, StoreClosedError, StoreError, VersionConflictError
+from rescope.workflow.store import (
+    BatchStore,
+    Entry,
+    Store,
+    StoreClosedError,
+    StoreError,
+    UnreadableValueError,
+    VersionConflictError,
+)
 from rescope.workflow.stores.memory import MemoryStore
 from rescope.workflow.stores.opening import open_store
 from rescope.workflow.stores.postgres import PostgresStore
@@ -80,6 +88,7 @@ __all__ = [
     "Transaction",
     "TransactionViolation",
     "UnfitStateError",
+    "UnreadableValueError",
     "VersionConflictError",
     "check_subject",
     "checkpoint",

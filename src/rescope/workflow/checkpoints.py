@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from rescope import ResourceCleanupError, Scope
 from rescope.workflow._names import check_store, key_in
-from rescope.workflow.store import Entry, StoreError, VersionConflictError, decode, encode
+from rescope.workflow.store import Entry, StoreError, UnreadableValueError, VersionConflictError, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -237,9 +237,7 @@ class Checkpoint:
         """
         try:
             return await self._store.get(self._at)
-        except StoreError as exc:
-            if not isinstance(exc.__context__, ValueError | RecursionError):  # as where `decode` can't read it
-                raise
+        except UnreadableValueError as exc:
             with suppress(StoreError):
                 try:
                     await self._store.put(self._at, None, if_version=_NOBODYS)

@@ -25,6 +25,7 @@ __all__ = [
     "Store",
     "StoreClosedError",
     "StoreError",
+    "UnreadableValueError",
     "VersionConflictError",
     "check_if_version",
     "check_key",
@@ -32,6 +33,7 @@ __all__ = [
     "check_ttl",
     "decode",
     "encode",
+    "encode_many",
     "prefix_end",
 ]
 
@@ -69,6 +71,10 @@ class StoreError(Exception):
 
 class StoreClosedError(StoreError):
     """The store, or the pool or client it stands on, is closed. Nothing was written."""
+
+
+class UnreadableValueError(StoreError):
+    """What the store holds there is not JSON, or nested too deep for this Python. The entry is left as it is."""
 
 
 class VersionConflictError(Exception):
@@ -230,16 +236,26 @@ def encode(key: str, value: Any) -> str:
         raise ValueError(msg) from None
 
 
+def encode_many(values: Mapping[str, Any]) -> dict[str, str]:
+    """Check each key and write each value, as for a `put_many`."""
+    if not hasattr(values, "items"):
+        msg = f"`values` must be a mapping of keys to values, not a {type(values).__qualname__}"
+        raise TypeError(msg)
+    for key in values:
+        check_key(key)
+    return {key: encode(key, value) for key, value in values.items()}
+
+
 def decode(key: str, text: str | bytes) -> Any:
-    """Read what `encode` wrote. Raises `StoreError` where it is not JSON, or is nested too deep for this Python."""
+    """Read what `encode` wrote. Raises `UnreadableValueError` where it is not JSON, or nested too deep."""
     try:
         return json.loads(text)
     except RecursionError:
         msg = f"what the store holds under {key!r} is nested too deep for this Python to read"
-        raise StoreError(msg) from None
+        raise UnreadableValueError(msg) from None
     except ValueError:
         msg = f"what the store holds under {key!r} is not JSON: something other than rescope wrote it"
-        raise StoreError(msg) from None
+        raise UnreadableValueError(msg) from None
 
 
 def prefix_end(prefix: str) -> str | None:

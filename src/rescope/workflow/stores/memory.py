@@ -18,6 +18,7 @@ from rescope.workflow.store import (
     check_ttl,
     decode,
     encode,
+    encode_many,
 )
 
 if TYPE_CHECKING:
@@ -73,9 +74,7 @@ class MemoryStore:
     async def put_many(self, values: Mapping[str, Any], *, ttl: float | None = None) -> dict[str, int]:
         """See `BatchStore.put_many`."""
         check_ttl(ttl)
-        for key in values:
-            check_key(key)
-        texts = {key: encode(key, value) for key, value in values.items()}
+        texts = encode_many(values)
         await _checkpoint()
         with self._lock:
             return {key: self._put(key, text, ttl) for key, text in texts.items()}

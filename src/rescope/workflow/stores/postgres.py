@@ -29,6 +29,7 @@ from rescope.workflow.store import (
     check_ttl,
     decode,
     encode,
+    encode_many,
     prefix_end,
 )
 from rescope.workflow.stores._asyncio import refuse_trio
@@ -117,8 +118,8 @@ _PATIENCE = 5.0
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")
 _CUT = ("08", "57P")
 """How the states begin in which a connection ends: what was under way may have been done."""
-_PASSING = ("40", "53", "55", "57")
-"""Those that pass: conflicts, want of memory and connections, locks, cancelled queries, a server that starts."""
+_PASSING = ("25006", "40", "53", "55", "57")
+"""Those that pass: a server that only reads, conflicts, want of memory and connections, locks, one that starts."""
 _NO_TABLE = "42P01"
 
 
@@ -199,12 +200,10 @@ class PostgresStore:
     async def put_many(self, values: Mapping[str, Any], *, ttl: float | None = None) -> dict[str, int]:
         """See `BatchStore.put_many`."""
         check_ttl(ttl)
-        for key in values:
-            check_key(key)
-        texts = [encode(key, value) for key, value in values.items()]
-        rows = await self._run(self._sql["put"], [*values], texts, _seconds(ttl))
+        texts = encode_many(values)
+        rows = await self._run(self._sql["put"], [*texts], [*texts.values()], _seconds(ttl))
         versions = {row["key"]: row["version"] for row in rows}
-        return {key: versions[key] for key in values}
+        return {key: versions[key] for key in texts}
 
     async def delete(self, key: str, *, if_version: int | None = None) -> bool:
         """See `Store.delete`."""

@@ -33,6 +33,7 @@ from rescope.workflow.store import (
     check_ttl,
     decode,
     encode,
+    encode_many,
     prefix_end,
 )
 
@@ -174,9 +175,7 @@ class SqliteStore:
     async def put_many(self, values: Mapping[str, Any], *, ttl: float | None = None) -> dict[str, int]:
         """See `BatchStore.put_many`."""
         check_ttl(ttl)
-        for key in values:
-            check_key(key)
-        texts = {key: encode(key, value) for key, value in values.items()}
+        texts = encode_many(values)
 
         def work(connection: sqlite3.Connection) -> dict[str, int]:
             with self._writing(connection) as now:
