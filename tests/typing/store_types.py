@@ -80,4 +80,5 @@ async def check() -> None:
     assert_type(await store_contract(partial(SqliteStore, "store.db"), processes=4, timeout=10), int)
     assert_type(store_contract.checks, tuple[StoreCheck, ...])
     await store_contract.checks[0](open_counters, advance=lambda seconds: None, cut=lambda: None)
-    await store_contract(Counters())  # type: ignore[arg-type]
+    assert_type(await store_contract(Counters()), int)
+    await store_contract(7)  # type: ignore[arg-type]
