@@ -7,23 +7,27 @@ import importlib.util
 import socket
 import sys
 import time
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import anyio
 import pytest
+from examples.servers import connections_left
 
 from conftest import ASYNCIO_ONLY  # pyright: ignore[reportAttributeAccessIssue]
+from rescope import Scope
 from rescope.testing import StoreCheck, store_contract
-from rescope.workflow import Entry, RedisStore, StoreError, VersionConflictError, lease
+from rescope.workflow import Entry, RedisStore, StoreClosedError, StoreError, VersionConflictError, lease
 
 redis = pytest.importorskip("redis")
 
-from redis.asyncio import Redis, RedisCluster  # noqa: E402
+from redis.asyncio import ConnectionPool, Redis, RedisCluster  # noqa: E402
 from redis.asyncio.connection import AbstractConnection  # noqa: E402
 from redis.asyncio.retry import Retry  # noqa: E402
 from redis.backoff import NoBackoff  # noqa: E402
@@ -458,3 +462,63 @@ async def test_trio_is_refused() -> None:
     """On trio, the error says that redis-py doesn't run there, and which stores do."""
     with pytest.raises(RuntimeError, match="RedisStore runs on asyncio only, as redis-py does: on trio, use `SqliteSt"):
         await RedisStore(Redis()).get("key")
+
+
+# When the client is closed
+
+
+@on_asyncio
+async def test_a_closed_client_is_told(redis_url: str) -> None:
+    """What is asked after the client was closed is refused, and no connection is made again."""
+    client = Redis.from_url(redis_url, client_name="closed-client")
+    store = RedisStore(client)
+    await store.put("key", 1)
+    await client.aclose()
+    for call in (store.put("key", 2), store.get("key"), store.delete("key"), anext(store.scan(""))):
+        with pytest.raises(StoreClosedError, match="its client is closed: use the store before that") as caught:
+            await call
+        assert not caught.value.may_retry
+    assert await connections_left(redis_url, "closed-client") == []
+
+
+@on_asyncio
+@pytest.mark.skipif(
+    tuple(map(int, version("redis").split(".")[:2])) < (8, 1),
+    reason="there, a client closes its pool by what others call too",
+)
+async def test_a_client_that_its_scope_closes_is_told(redis_url: str) -> None:
+    """So too where the scope held the client before there was a store, and with two stores on one client."""
+    async with Scope() as scope:
+        client = scope.add(Redis.from_url(redis_url))
+        stores = [RedisStore(client), RedisStore(client, prefix="other")]
+        for store in stores:
+            await store.put("key", 1)
+    for store in stores:
+        with pytest.raises(StoreClosedError):
+            await store.get("key")
+
+
+@on_asyncio
+async def test_a_client_on_a_pool_of_others_ends_alone(redis_url: str) -> None:
+    """A client that doesn't own its pool is closed for its own store, and not for those of others."""
+    pool = ConnectionPool.from_url(redis_url)
+    one, other = Redis(connection_pool=pool), Redis(connection_pool=pool)
+    stores = RedisStore(one), RedisStore(other)
+    await one.aclose()
+    with pytest.raises(StoreClosedError):
+        await stores[0].get("key")
+    assert await stores[1].get("nothing") is None
+    await pool.aclose()
+    with pytest.raises(StoreClosedError):
+        await stores[1].get("nothing")
+
+
+@on_asyncio
+async def test_a_client_is_not_kept_by_its_store(redis_url: str) -> None:
+    """A client is gone with its last user, as if there had been no store."""
+    client = Redis.from_url(redis_url)
+    RedisStore(client)
+    await client.aclose()
+    gone = weakref.ref(client)
+    del client
+    assert gone() is None

@@ -19,16 +19,15 @@ pool, where nobody repeats them; a cluster's client does not repeat what is sent
 from __future__ import annotations
 
 import re
-from asyncio import CancelledError, current_task
-from contextlib import suppress
+from asyncio import current_task
 from functools import partial
 from hashlib import sha1
-from math import inf
 from typing import TYPE_CHECKING, Any, cast, final
 
 from rescope.workflow.store import (
     Entry,
     Scan,
+    StoreClosedError,
     StoreError,
     VersionConflictError,
     check_if_version,
@@ -40,6 +39,16 @@ from rescope.workflow.store import (
     encode_many,
 )
 from rescope.workflow.stores._asyncio import refuse_trio
+from rescope.workflow.stores._redis_client import (
+    PATIENCE,
+    cancel_all_the_same,
+    check_client,
+    is_closed,
+    is_unknown,
+    note_when_closed,
+    packed,
+    sent_once,
+)
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -50,9 +59,6 @@ if TYPE_CHECKING:
 _SCHEMA = 1
 _PASSING = ("NOREPLICAS", "MISCONF", "BUSY")
 """How the errors begin that pass, of those for which redis-py has no class."""
-
-_PATIENCE = 5.0
-"""How long a cancellation waits for the answer."""
 
 _START = """
 local entries, order, deadlines = KEYS[1], KEYS[2], KEYS[3]
@@ -159,7 +165,7 @@ _ALL = (_GETTING, _PAGING, _PUTTING, _DELETING)
 class RedisStore:
     """A store in Redis 7 or newer, or Valkey, through a client of redis-py: `redis.asyncio.Redis`, or `RedisCluster`.
 
-    The client stays yours to close; redis-py has no state "closed", and one that is used afterwards connects again.
+    The client stays yours to close. What is asked afterwards is refused, though redis-py would connect again.
     redis-py must be 5.3 or newer, 8 for a cluster. `prefix` keeps stores apart that share a server. All of one lies in
     one slot, and so on one node of a cluster.
 
@@ -171,25 +177,26 @@ class RedisStore:
     same, as far as the clocks agree. Keep `maxmemory-policy` at `noeviction`. Time is that of the server.
 
     Raises `TypeError` or `ValueError` for arguments that can't be, as a client that isn't async; `RuntimeError` on
-    trio, where redis-py does not run; `StoreError` where the server fails or can't be reached, and for what a newer
-    version of rescope has written. One that is cancelled waits for its answer, for 5 seconds at most; a second
-    `task.cancel()`, and with `RedisCluster` the first, cuts that off.
+    trio, where redis-py does not run; `StoreClosedError` where the client is closed; `StoreError` where the server
+    fails or can't be reached, and for what a newer version of rescope has written. One that is cancelled waits for its
+    answer, for 5 seconds at most; a second `task.cancel()`, and with `RedisCluster` the first, cuts that off.
     """
 
     __slots__ = ("_calls", "_client", "_clustered", "_keys", "_prefix")
     _soon_cut_off = True  # so a lease may wait for it in the task of its block
 
     def __init__(self, client: Redis | RedisCluster, *, prefix: str = "rescope") -> None:
-        _check_client(client)
+        check_client(client)
         check_prefix(prefix)
         if not prefix or "{" in prefix or "}" in prefix:
             msg = f"`prefix` must not be empty or hold braces, which a cluster reads: not {prefix!r}"
             raise ValueError(msg)
+        note_when_closed(client)
         self._client = client
         self._clustered = hasattr(client, "get_node_from_key")
         self._prefix = prefix
         self._keys = [f"{{{prefix}}}:{name}".encode() for name in ("entries", "order", "deadlines")]
-        self._calls = {script: _packed(b"EVALSHA", script.sha, b"%d" % len(self._keys), *self._keys) for script in _ALL}
+        self._calls = {script: packed(b"EVALSHA", script.sha, b"%d" % len(self._keys), *self._keys) for script in _ALL}
 
     def __repr__(self) -> str:
         return f"<RedisStore {self._prefix!r}>"
@@ -246,6 +253,9 @@ class RedisStore:
     async def _run(self, script: _Script, *args: bytes, harmless: bool = True) -> Any:
         """Run a script in one round trip. `harmless`: it may be run again even if it was done."""
         refuse_trio("RedisStore", "redis-py")
+        if is_closed(self._client):
+            msg = f"the store {self._prefix!r}: its client is closed: use the store before that. Nothing was written"
+            raise StoreClosedError(msg)
         task, sent = cast("Task[Any]", current_task()), False
         before = task.cancelling()
         try:
@@ -255,7 +265,7 @@ class RedisStore:
         except Exception as exc:
             raise self._told(exc, sent=sent, harmless=harmless) from exc
         if task.cancelling() > before:
-            _cancel_all_the_same()
+            cancel_all_the_same()
         return answer
 
     async def _lend(self) -> Any:
@@ -267,15 +277,15 @@ class RedisStore:
         return client.get_node_from_key(self._keys[0].decode())
 
     async def _ask_once(self, connection: Any, script: _Script, args: tuple[bytes, ...]) -> Any:
-        size, rest = 3 + len(self._keys) + len(args), _packed(*args)
+        size, rest = 3 + len(self._keys) + len(args), packed(*args)
         try:
             try:
-                return await _sent_once(connection, b"*%d\r\n%b%b" % (size, self._calls[script], rest))
+                return await sent_once(connection, b"*%d\r\n%b%b" % (size, self._calls[script], rest))
             except Exception as exc:
-                if not _is_unknown(exc):
+                if not is_unknown(exc):
                     raise
-            call = _packed(b"EVAL", script.text, b"%d" % len(self._keys), *self._keys)
-            return await _sent_once(connection, b"*%d\r\n%b%b" % (size, call, rest))
+            call = packed(b"EVAL", script.text, b"%d" % len(self._keys), *self._keys)
+            return await sent_once(connection, b"*%d\r\n%b%b" % (size, call, rest))
         finally:
             await cast("Any", self._client).connection_pool.release(connection)
 
@@ -283,11 +293,11 @@ class RedisStore:
         from anyio import fail_after
 
         send = partial(cast("Any", self._client).execute_command, target_nodes=node, NEVER_DECODE=True)
-        with fail_after(_PATIENCE, shield=True):  # a cluster's client gives up the answer where it is cancelled
+        with fail_after(PATIENCE, shield=True):  # a cluster's client gives up the answer where it is cancelled
             try:
                 return await send("EVALSHA", script.sha, len(self._keys), *self._keys, *args)
             except Exception as exc:
-                if not _is_unknown(exc):
+                if not is_unknown(exc):
                     raise
             return await send("EVAL", script.text, len(self._keys), *self._keys, *args)
 
@@ -312,62 +322,6 @@ class RedisStore:
         may_retry = isinstance(exc, (*passing, told.ClusterError)) or str(exc).startswith(_PASSING)
         may_retry = may_retry or (not answered and isinstance(exc, unreachable))
         return StoreError(f"{about}; nothing was written", may_retry=may_retry)
-
-
-async def _sent_once(connection: Any, command: bytes) -> Any:
-    """Send a command, and read its answer as bytes, whatever the client makes of answers.
-
-    Where it is cancelled, the answer is waited for all the same: else what was cancelled could still be done later.
-    """
-    await connection.send_packed_command(command)
-    try:
-        return await connection.read_response(disable_decoding=True, disconnect_on_error=False)
-    except CancelledError:
-        from anyio import move_on_after
-
-        with move_on_after(_PATIENCE, shield=True), suppress(Exception):
-            await connection.read_response(disable_decoding=True)
-        raise
-    except BaseException as exc:
-        from redis.exceptions import ResponseError
-
-        if not isinstance(exc, ResponseError):
-            await connection.disconnect(nowait=True)
-        raise
-
-
-def _packed(*parts: bytes) -> bytes:
-    """Write parts of a command as the protocol has it. redis-py, which takes more than bytes, needs longer for that."""
-    return b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
-
-
-def _is_unknown(exc: Exception) -> bool:
-    """Tell whether the server doesn't know the script, and so has not run it."""
-    from redis.exceptions import NoScriptError
-
-    return isinstance(exc, NoScriptError)
-
-
-def _cancel_all_the_same() -> None:
-    """Raise the cancellation that Python 3.11's `wait_for` has swallowed under redis-py, unless it comes again."""
-    from anyio import current_effective_deadline
-
-    if current_effective_deadline() > -inf:  # else it is from a scope of anyio, which goes on cancelling
-        raise CancelledError
-
-
-def _check_client(client: object) -> None:
-    try:
-        from redis.asyncio import Redis, RedisCluster
-    except ImportError as exc:
-        msg = "RedisStore needs redis-py: pip install 'rescope[redis]'"
-        raise ImportError(msg) from exc
-    if not isinstance(client, (Redis, RedisCluster)):
-        msg = (
-            f"`client` must be a `redis.asyncio.Redis` or `RedisCluster`, not a {type(client).__module__}."
-            f"{type(client).__qualname__}: `from redis.asyncio import Redis`"
-        )
-        raise TypeError(msg)
 
 
 def _reason(exc: Exception) -> str:
