@@ -112,6 +112,24 @@ async def test_the_contract(check: StoreCheck, options: dict[str, Any], redis_ur
     assert check.name
 
 
+@on_asyncio
+async def test_a_cluster(cluster: int) -> None:
+    """A cluster's client does it too, on the one node that has the keys."""
+    async with RedisCluster(host="127.0.0.1", port=cluster) as client:
+        store = RedisStore(client)
+        version = await store.put("key", 1)
+        assert await store.get("key") == Entry("key", 1, version)
+        assert [entry.key async for entry in store.scan("k")] == ["key"]
+        with pytest.raises(VersionConflictError):
+            await store.put("key", 2, if_version=0)
+        assert await store.delete("key")
+        await client.set("{theirs}:entries", "theirs")
+        with pytest.raises(StoreError, match="WRONGTYPE"):
+            await RedisStore(client, prefix="theirs").get("key")
+    with pytest.raises(StoreClosedError):
+        await store.get("key")
+
+
 @pytest.mark.long
 @on_asyncio
 @pytest.mark.parametrize("check", store_contract.checks, ids=str)
