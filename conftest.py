@@ -1,7 +1,8 @@
-"""Runs every Python snippet of the README and the docs, page by page, from top to bottom."""
+"""Runs every Python snippet of the README and the docs, page by page, from top to bottom; what all tests need."""
 
 from __future__ import annotations
 
+import gc
 import signal
 
 from sybil import Sybil
@@ -14,3 +15,9 @@ pytest_collect_file = Sybil(
 # A shell lets what it starts in the background ignore interrupts; some tests send themselves one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the tests themselves out of each collection of garbage: they are many, and some tests collect often."""
+    gc.collect()
+    gc.freeze()
