@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 
+import pytest
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
@@ -17,7 +18,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish() -> None:
-    """Keep the tests themselves out of each collection of garbage: they are many, and some tests collect often."""
+@pytest.fixture(scope="module", autouse=True)
+def _freeze() -> None:
+    """Keep what is there already, as all the other tests, out of the collections of garbage: some tests do many."""
     gc.collect()
     gc.freeze()

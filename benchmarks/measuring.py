@@ -76,6 +76,7 @@ async def enough(batch: Batch, seconds: float) -> int:
 async def compete(contest: Contest, effort: Effort) -> Took:
     """Let all take turns; give each one's seconds for doing the work once, round by round."""
     contest = contest | {CONTROL: contest["AES"]} if "AES" in contest else contest
+    frozen = gc.get_freeze_count() > 0
     gc.collect()
     gc.freeze()  # so that the collector has little to look at before each sample
     try:
@@ -86,7 +87,8 @@ async def compete(contest: Contest, effort: Effort) -> Took:
             for name in order.sample(list(contest), len(contest)):
                 took[name].append(await sample(contest[name], times[name]) / times[name])
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
     return took
 
 
