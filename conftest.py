@@ -6,6 +6,8 @@ import gc
 import signal
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import none
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
@@ -16,6 +18,11 @@ pytest_collect_file = Sybil(
 # A shell lets what it starts in the background ignore interrupts; some tests send themselves one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Let Hypothesis find out who refers to its generators: once they are frozen, it would not."""
+    given(none())(lambda _: None)()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -145,7 +145,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def on_a_virtual_clock(main: Callable[[], Awaitable[None]]) -> None:
     clock = pytest.importorskip("trio.testing").MockClock(autojump_threshold=0)
-    anyio.run(main, backend="trio", backend_options={"clock": clock})
+    pytest.importorskip("trio").run(main, clock=clock)
 
 
 # The four calls

@@ -135,7 +135,7 @@ _ALL = (
     *(StoreCheck(name, run, "cut") for name, run in _store_cut.checks.items()),
 )
 
-store_contract = StoreContract()
+store_contract: StoreContract = StoreContract()
 """The contract of `rescope.workflow.Store`: `await store_contract(open_store)` runs it on a store of your own."""
 
 
