@@ -20,6 +20,7 @@ if importlib.util.find_spec("trio"):
     BACKENDS.append(pytest.param(("trio", {}), id="trio"))
 
 ASYNCIO_ONLY = BACKENDS[:-1] if importlib.util.find_spec("trio") else BACKENDS
+TRIO_ONLY = BACKENDS[len(ASYNCIO_ONLY) :]
 
 
 @pytest.hookimpl(tryfirst=True)

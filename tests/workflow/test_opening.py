@@ -9,10 +9,10 @@ import anyio
 import pytest
 from examples.servers import connections_left
 
-from conftest import ASYNCIO_ONLY
+from conftest import ASYNCIO_ONLY, TRIO_ONLY
 from rescope.workflow import open_store
 
-on_trio = pytest.mark.parametrize("anyio_backend", ["trio"])
+on_trio = pytest.mark.parametrize("anyio_backend", TRIO_ONLY, indirect=True)
 on_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY)
 
 

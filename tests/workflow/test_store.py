@@ -39,6 +39,7 @@ from rescope.workflow.store import (
     encode,
     prefix_end,
 )
+from running import every_backend
 from workflow import broken_stores
 from workflow.broken_stores import Clock, Connection, Good, OverNetwork
 
@@ -495,7 +496,7 @@ class Says:
         self.buffer = io.BytesIO(pickle.dumps(order))
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@every_backend
 def test_a_process_races_until_it_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: str
 ) -> None:
