@@ -532,6 +532,17 @@ async def test_a_client_on_a_pool_of_others_ends_alone(redis_url: str) -> None:
 
 
 @on_asyncio
+async def test_a_close_that_is_all_that_is_left_of_a_client(redis_url: str) -> None:
+    """Its `aclose` keeps a client alive, as any method does: a scope may hold nothing else of it."""
+    client = Redis.from_url(redis_url, client_name="close-alone")
+    await RedisStore(client).put("key", 1)
+    async with Scope() as scope:
+        scope.defer(client.aclose)
+        del client
+    assert await connections_left(redis_url, "close-alone") == []
+
+
+@on_asyncio
 async def test_a_client_is_not_kept_by_its_store(redis_url: str) -> None:
     """A client is gone with its last user, as if there had been no store."""
     client = Redis.from_url(redis_url)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet, ref
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 PATIENCE: Final = 5.0
 """How long a cancellation waits for the answer."""
 
-
-_closed: WeakSet[object] = WeakSet()
-_noted: WeakSet[object] = WeakSet()
+_closed: WeakKeyDictionary[object, bool] = WeakKeyDictionary()
+"""The clients and pools that are looked at, and whether they have been closed."""
 
 
 def note_when_closed(client: Any) -> None:
@@ -26,21 +25,20 @@ def note_when_closed(client: Any) -> None:
     redis-py has no such state: who goes on using a client connects again, and nobody closes that connection. The pool
     is looked at too, as somebody, a scope say, may hold the `aclose` of the client already.
     """
-    for one in {client, getattr(client, "connection_pool", client)} - set(_noted):
-        _noted.add(one)
-        one.aclose = partial(_close, ref(one), type(one).aclose)
+    for one in (client, getattr(client, "connection_pool", client)):
+        if one not in _closed:
+            _closed[one] = False
+            one.aclose = partial(_close, one, one.aclose)
 
 
 def is_closed(client: Any) -> bool:
-    return bool(_closed) and (client in _closed or getattr(client, "connection_pool", None) in _closed)
+    return any(_closed.get(one) for one in (client, getattr(client, "connection_pool", None)) if one is not None)
 
 
-async def _close(
-    one: ref[object], close: Callable[..., Awaitable[None]], *args: Any, **options: Any
-) -> None:  # of a reference, as it would keep itself alive else
-    closing = one()
-    _closed.add(closing)
-    await close(closing, *args, **options)
+async def _close(one: Any, close: Callable[..., Awaitable[None]], *args: Any, **options: Any) -> None:
+    _closed[one] = True
+    vars(one).pop("aclose", None)  # which refers to it: so it is gone with its last user
+    await close(*args, **options)
 
 
 async def sent_once(connection: Any, command: bytes) -> Any:
