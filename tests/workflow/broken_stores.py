@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from rescope.workflow import Entry, MemoryStore, SqliteStore, StoreError, VersionConflictError
 from rescope.workflow.store import check_key, check_ttl, encode
@@ -169,6 +170,8 @@ class DeletesWhatCameAfter(Good):
             entry = await self.get(key)
             if entry is None or entry.version != if_version:
                 return False
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
             if_version = None
         return await super().delete(key, if_version=if_version)
 

@@ -133,6 +133,7 @@ async def _(bench: Bench) -> None:
 @checks("of tasks that race, one wins")
 async def _(bench: Bench) -> None:
     from anyio import create_task_group
+    from anyio.lowlevel import checkpoint
 
     won: list[int] = []
     tasks, rounds = 8, 5
@@ -140,7 +141,9 @@ async def _(bench: Bench) -> None:
     async def count(store: Store) -> None:
         won.extend([await increment(store, bench.key("count")) for _ in range(rounds)])
 
-    async def create(store: Store, made: list[int], if_version: int = 0) -> None:
+    async def create(store: Store, made: list[int], if_version: int = 0, later: int = 0) -> None:
+        for _ in range(later):
+            await checkpoint()
         with suppress(VersionConflictError):
             made.append(await store.put(bench.key("new"), 1, if_version=if_version))
 
@@ -152,7 +155,7 @@ async def _(bench: Bench) -> None:
         lost = tasks * rounds - (0 if entry is None else entry.value)
         expect(lost == 0, f"{lost} of {tasks * rounds} updates with if_version are lost where tasks race")
         expect(len(set(won)) == len(won), "two puts of a key were given the same version")
-        for _ in range(rounds):
+        for later in range(rounds):
             made: list[int] = []
             async with create_task_group() as group:
                 for number in range(tasks):
@@ -166,7 +169,7 @@ async def _(bench: Bench) -> None:
             version, made, taken = await one.put(bench.key("new"), 1), [], []
             async with create_task_group() as group:
                 group.start_soon(_take, one, bench.key("new"), taken, version)
-                group.start_soon(create, other, made, version)
+                group.start_soon(create, other, made, version, later)
             expect(taken != [bool(made)], "of a put and a delete with the same if_version, not just one is done")
             stands = await one.get(bench.key("new"))
             expect([stands.version] == made if stands else not made, "a put is lost where a delete races with it")
