@@ -150,7 +150,9 @@ class Work:
             if task.cancelling():
                 raise
             # Nobody asked for it, so it is a failure: else it would be pending for ever.
-            return _FAILED, packable(_noted(RuntimeError("the attempt raised a CancelledError, and nobody had cancelled it"), cancelled))
+            return _FAILED, packable(
+                _noted(RuntimeError("the attempt raised a CancelledError, and nobody had cancelled it"), cancelled)
+            )
         except ResourceCleanupError as failure:
             # What it had to do is done; to do it twice may be worse than what was left open.
             return (_SPENT if isinstance(failure.original_result, Ok) else _FAILED), packable(failure)

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["application_name", "check_url", "launch", "locks_for", "sqlite_module", "stop"]
 
-VERSION = "rescope"
-"""The version under which all is stored: a new release of the user's code goes on with the work of the last."""
-
 _NEEDED = (3, 42)  # the first SQLite that knows `unixepoch('subsec')`
 _WAYS = "sqlite:///jobs.db, sqlite:////var/lib/jobs.db, postgresql://user@host/database"
 
@@ -67,7 +64,8 @@ def launch(url: str, application: str, executor: str) -> None:
     config: DBOSConfig = {
         "name": application,
         "system_database_url": url,
-        "application_version": VERSION,
+        # Always the same, so a new release goes on with the work of the last; two applications can't share one.
+        "application_version": application,
         "executor_id": executor,
         "log_level": "WARNING",
         "notification_listener_polling_interval_sec": 0.1,
