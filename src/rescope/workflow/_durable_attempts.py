@@ -14,7 +14,6 @@ import asyncio
 import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import count
 from typing import TYPE_CHECKING, Any, final
 
 from dbos import DBOS
@@ -108,7 +107,9 @@ class Work:
                 task.cancel()
 
     async def _try(self, policy: Policy, packed: bytes) -> Any:
-        for number in count(1):
+        number = 0
+        while True:
+            number += 1
             how, value = await self._step(policy, number, packed)
             if how == _DONE:
                 return value
@@ -117,7 +118,6 @@ class Work:
                 raise value
             _log.warning("%s failed in attempt %d of %d: %s", *self._told(policy, number, value))
             await self._pause(policy.pause(number))
-        raise AssertionError
 
     async def _step(self, policy: Policy, number: int, packed: bytes) -> tuple[str, Any]:
         """Make one attempt, or remember how it ended."""
@@ -175,8 +175,9 @@ class Work:
 
 async def _in_time(policy: Policy, body: Callable[[Scope], Awaitable[Any]]) -> Any:
     """Run a body in a fresh scope. When its time is over, it is cancelled, the scope is unwound, then this raises."""
+    limit = asyncio.timeout(policy.timeout)
     try:
-        async with asyncio.timeout(policy.timeout) as limit:
+        async with limit:
             return await with_scope(body, name=policy.name)
     except TimeoutError as exc:
         if limit.expired():

@@ -1,9 +1,9 @@
 """What one attempt of a function has started, so that a restart finds it again.
 
-Each gets an id below its parent's. When the attempt is made again, after a crash, what it starts is looked up among what
-was started before: the first one of that function with the same arguments that was not asked for yet. So the order in
-which tasks start them doesn't matter. An attempt that follows one that failed finds what that one has started too, but
-for what failed.
+Each gets an id below its parent's. When the attempt is made again, after a crash, what it starts is looked up among
+what was started before: the first one of that function with the same arguments that was not asked for yet. So the
+order in which tasks start them doesn't matter. An attempt that follows one that failed finds what that one has started
+too, but for what failed.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ import sqlite3
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dbos import DBOS, DBOSConfig
@@ -22,6 +21,8 @@ from dbos import DBOS, DBOSConfig
 from rescope.workflow._durable_locks import AdvisoryLocks, FileLocks
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from rescope.workflow._durable_locks import Locks
 
 __all__ = ["application_name", "check_url", "launch", "locks_for", "sqlite_module", "stop"]
@@ -35,7 +36,7 @@ class _Engine(DBOS):
 
 
 def check_url(url: object) -> str:
-    """Give a URL as the engine has it. Raises `TypeError` or `ValueError`, without showing it: it may hold a password."""
+    """Give a URL as the engine has it. Raises `TypeError` or `ValueError`, without showing what may hold a password."""
     if not isinstance(url, str):
         msg = f"`url` must be a string, not a {type(url).__qualname__}: as {_WAYS}"
         raise TypeError(msg)
@@ -60,7 +61,7 @@ def application_name(name: str) -> str:
 
 
 def launch(url: str, application: str, executor: str) -> None:
-    """Start the engine, on the loop that runs. Raises `RuntimeError` where that can't be, before anything is written."""
+    """Start the engine, on the loop that runs. Raises `RuntimeError` where that can't be; nothing is written then."""
     config: DBOSConfig = {
         "name": application,
         "system_database_url": url,
@@ -111,8 +112,9 @@ def sqlite_module(
         found = None
     if found is None or found.sqlite_version_info < _NEEDED:
         msg = (
-            f"DBOS needs SQLite 3.42 or newer on Python 3.12 and newer, for `unixepoch('subsec')`, and this Python has "
-            f"{standard.sqlite_version}: `pip install pysqlite3-binary`, or use PostgreSQL, a newer SQLite, or Python 3.11"
+            f"DBOS needs SQLite 3.42 or newer on Python 3.12 and newer, for `unixepoch('subsec')`, and this one has "
+            f"{standard.sqlite_version}: `pip install pysqlite3-binary`, or use PostgreSQL, a newer SQLite, or "
+            "Python 3.11"
         )
         raise RuntimeError(msg)
     return found

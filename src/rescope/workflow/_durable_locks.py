@@ -78,34 +78,47 @@ class AdvisoryLocks:
     def __init__(self, url: str) -> None:
         self._url = url
         self._connection: Connection[tuple[bool]] | None = None
+        self._held: set[str] = set()
+
+    def take(self, name: str) -> bool:
+        if name in self._held and self._still_connected():
+            return True
+        if self._ask("pg_try_advisory_lock(hashtextextended(%s, 0))", f"rescope/durable/{name}"):
+            self._held.add(name)
+        return name in self._held
+
+    def let_go(self, name: str) -> None:
+        self._held.discard(name)
+        self._ask("pg_advisory_unlock(hashtextextended(%s, 0))", f"rescope/durable/{name}")
+
+    def close(self) -> None:
+        if self._still_connected():
+            self._ask("pg_advisory_unlock_all() IS NULL")  # the server is in no hurry to notice a client that is gone
+        self._drop()
+
+    def _still_connected(self) -> bool:
+        import psycopg
+
+        try:
+            return self._connection is not None and self._ask("true")
+        except psycopg.OperationalError:  # the server was restarted, or the network was
+            self._drop()
+            return False
+
+    def _ask(self, what: str, *arguments: str) -> bool:
+        row = self._connected().execute(f"SELECT {what}".encode(), arguments).fetchone()
+        return row is not None and row[0]
 
     def _connected(self) -> Connection[tuple[bool]]:
-        if self._connection is None or self._connection.closed:
+        if self._connection is None:
             import psycopg
 
             alive = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
             self._connection = psycopg.connect(self._url, autocommit=True, options=alive)
         return self._connection
 
-    def _ask(self, function: str, name: str) -> bool:
-        import psycopg
-
-        query = f"SELECT {function}(hashtextextended(%s, 0))"
-        key = (f"rescope/durable/{name}",)
-        try:
-            row = self._connected().execute(query.encode(), key).fetchone()
-        except psycopg.OperationalError:  # the server was restarted, or the network was
-            self.close()
-            row = self._connected().execute(query.encode(), key).fetchone()
-        return row is not None and row[0]
-
-    def take(self, name: str) -> bool:
-        return self._ask("pg_try_advisory_lock", name)
-
-    def let_go(self, name: str) -> None:
-        self._ask("pg_advisory_unlock", name)
-
-    def close(self) -> None:
+    def _drop(self) -> None:
         if self._connection is not None:
             self._connection.close()
-            self._connection = None
+        self._connection = None
+        self._held.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import suppress
 from typing import Any
 
 from rescope.exceptions import reason
@@ -54,9 +55,7 @@ def packable(error: Exception) -> Exception:
 
 def same(left: object, right: object) -> bool:
     """Whether two values are equal: as they say themselves, or by what is pickled of them."""
-    try:
+    with suppress(Exception):  # arrays refuse, as they compare by element
         if left == right:
             return True
-    except Exception:  # as arrays do, which compare by element
-        pass
     return pickle.dumps(left) == pickle.dumps(right)

@@ -11,8 +11,8 @@
         handle = await charge.start("order-7", 4980, key="order-7")
         receipt = await handle.result()
 
-The engine is DBOS (Qian et al., "DBOS: A DBMS-oriented operating system", VLDB 2022), which keeps in a database what was
-started and what came out. The fit to scopes is made here:
+The engine is DBOS (Qian et al., "DBOS: A DBMS-oriented operating system", VLDB 2022), which keeps in a database what
+was started and what came out. The fit to scopes is made here:
 
 - A start is one workflow of the engine, and each attempt is one step of it. The scope of an attempt opens and closes
   inside that step, so acquire and release are never remembered apart. An attempt that was cut short (a crash, a
@@ -44,7 +44,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, TypeVar
 from uuid import uuid4
 
 try:
-    from dbos import DBOS, SetWorkflowID, error as engine_error
+    from dbos import DBOS, SetWorkflowID
+    from dbos import error as engine_error
 except ImportError as _missing:
     msg = "rescope.workflow.durable needs DBOS: pip install 'rescope[durable]'"
     raise ImportError(msg, name=_missing.name) from _missing
@@ -59,9 +60,9 @@ from rescope.workflow._names import key_in, section
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
     from types import TracebackType
+    from typing import Self
 
     from dbos import WorkflowHandleAsync, WorkflowStatus
-    from typing_extensions import Self
 
     from rescope.workflow._durable_locks import Locks
 
@@ -140,7 +141,7 @@ class Handle(Generic[R]):
         Raises `DurableCancelledError` where the work was cancelled; `DurableClosedError` where the application is not
         open, or is closed meanwhile.
         """
-        return cast("R", await self._app._within(timeout, self._wait(), self.id))
+        return await self._app._within(timeout, self._wait(), self.id)
 
     async def status(self) -> Literal["running", "done", "failed", "cancelled"]:
         """Say how it stands, without waiting. Raises `LookupError` for an id that was never started."""
@@ -187,10 +188,10 @@ class DurableFunction(Generic[*Args, R]):
     async def start(self, *args: *Args, key: str | None = None) -> Handle[R]:
         """Start it with these arguments, and give a handle at once: when this returns, no crash can stop it.
 
-        The same `key` (a string of up to 4096 bytes) gives the same work again, in any process, after any restart: it is
-        started once. Without a key, each call starts another; but what a durable function starts belongs to it, and an
-        attempt that is made again finds what was started before, by function and arguments, unless that has failed in an
-        earlier attempt. So arguments should not hold the time or a random number: draw it before, or give a key.
+        The same `key` (a string of up to 4096 bytes) gives the same work again, in any process, after any restart: it
+        is started once. Without a key, each call starts another; but what a durable function starts belongs to it, and
+        an attempt that is made again finds what was started before, by function and arguments, unless that has failed
+        in an earlier attempt. So arguments should not hold the time or a random number, where no key is given.
 
         Each attempt gets its own copy of the arguments, which must be such as pickle takes. A cancellation while this
         waits does not stop the start.
@@ -229,8 +230,8 @@ class DurableFunction(Generic[*Args, R]):
 class Durable:
     """An application of durable functions, which is open while it is entered.
 
-    `url` is `sqlite:///jobs.db`, a path below the working directory, `sqlite:////var/lib/jobs.db`, one from the root, or
-    `postgresql://user@host/database`, for many machines. `name` keeps applications apart that share a database. All
+    `url` is `sqlite:///jobs.db`, a path below the working directory, `sqlite:////var/lib/jobs.db`, one from the root,
+    or `postgresql://user@host/database`, for many machines. `name` keeps applications apart that share a database. All
     processes that open one at a time work together; they should know the same functions. Every `recover_every` seconds,
     one takes over what another left that died.
 
@@ -238,8 +239,8 @@ class Durable:
     work stays pending, and goes on when the application is opened again, by any process. A process has one that is open
     at a time. Its event loop should be the one of all that the functions do.
 
-    Raises `TypeError` or `ValueError` for bad arguments. On entering, `RuntimeError` on trio, where another one is open,
-    and where SQLite is too old for the engine.
+    Raises `TypeError` or `ValueError` for bad arguments. On entering, `RuntimeError` on trio, where another one is
+    open, and where SQLite is too old for the engine.
     """
 
     _open: Durable | None = None
@@ -281,12 +282,8 @@ class Durable:
 
         Raises `TypeError` or `ValueError` for bad arguments and for a name that is taken.
         """
-        if not isinstance(namespace, str) or not re.fullmatch(r"[A-Za-z_][\w-]*\.[A-Za-z_][\w-]*", namespace):
-            msg = "`namespace` must be two names with a dot between, as 'orders.payment'"
-            raise ValueError(msg)
-        if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
-            msg = "`attempts` must be a whole number from 1"
-            raise ValueError(msg)
+        _check_namespace(namespace)
+        _check_attempts(attempts)
         first, largest = _seconds(backoff, "backoff", zero=True), _seconds(max_backoff, "max_backoff", zero=True)
         limit = None if timeout is None else _seconds(timeout, "timeout")
 
@@ -349,11 +346,10 @@ class Durable:
         await DBOS.register_queue_async(self._queue, polling_interval_sec=_TAKEN_OVER_WITHIN)
 
     async def _stop(self) -> None:
-        work, self._work = self._work, None
+        work, self._work = cast("Work", self._work), None
         for task in self._apart_tasks:
             task.cancel()
-        if work is not None:
-            await work.stop()
+        await work.stop()
 
     def _add(self, policy: Policy) -> None:
         if policy.name in self._functions:
@@ -495,6 +491,18 @@ def _seconds(value: object, what: str, *, zero: bool = False) -> float:
         msg = f"`{what}` must be a finite number of seconds, {'0 or more' if zero else 'more than 0'}"
         raise ValueError(msg)
     return float(value)
+
+
+def _check_namespace(namespace: object) -> None:
+    if not isinstance(namespace, str) or not re.fullmatch(r"[A-Za-z_][\w-]*\.[A-Za-z_][\w-]*", namespace):
+        msg = "`namespace` must be two names with a dot between, as 'orders.payment'"
+        raise ValueError(msg)
+
+
+def _check_attempts(attempts: object) -> None:
+    if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+        msg = "`attempts` must be a whole number from 1"
+        raise ValueError(msg)
 
 
 def _check_function(fn: object) -> None:
