@@ -53,10 +53,11 @@ class Children:
                 self._known.remove(status)
                 return status.workflow_id
         self._started += 1
-        return f"{self._mine}{self._started}"
+        return f"{self._mine}{self._started}:{name}"
 
     async def _look(self) -> list[WorkflowStatus]:
         before = await DBOS.list_workflows_async(workflow_id_prefix=self._prefix, load_output=False)
         mine = [status for status in before if status.workflow_id.startswith(self._mine)]
-        self._started = max((int(status.workflow_id.removeprefix(self._mine)) for status in mine), default=0)
+        numbers = (status.workflow_id.removeprefix(self._mine).partition(":")[0] for status in mine)
+        self._started = max(map(int, numbers), default=0)
         return [status for status in before if status in mine or status.status not in FAILED]
