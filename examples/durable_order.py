@@ -98,18 +98,19 @@ def load(folder: Path, kill_at: str = "") -> Program:
     app = Durable(url=f"sqlite:///{folder}/work.db", name="orders")
 
     @app.function(namespace="orders.step")
-    async def reserve(scope: Scope, number: int) -> None:
+    async def reserve(_scope: Scope, number: int) -> None:
         shop.do("reserve", number)
 
     @app.function(namespace="orders.step")
-    async def charge(scope: Scope, number: int) -> None:
+    async def charge(_scope: Scope, number: int) -> None:
         shop.do("charge", number)
 
     @app.function(namespace="orders.step", attempts=1)
-    async def ship(scope: Scope, number: int, place: str) -> None:
+    async def ship(_scope: Scope, number: int, place: str) -> None:
         shop.do("ship", number)
         if place == "nowhere":
-            raise LookupError("no such place")
+            msg = "no such place"
+            raise LookupError(msg)
 
     @app.function(namespace="orders.order", attempts=1)
     async def order(scope: Scope, number: int, place: str) -> str:
@@ -152,9 +153,8 @@ def check(folder: Path, row: tuple[str, str, str], exit_code: int) -> bool:
     done = ["charge", "reserve", "ship"] if place == "here" else sorted(STEPS)
     died = exit_code == (0 if kill_at == "nowhere" else -signal.SIGKILL)
     as_it_should = died and tried == expected and shop.done() == done
-    print(
-        f"{kill_at:15}{''.join(f'{times:>10}' for times in tried.split())}  {outcome}{'' if as_it_should else ' WRONG'}"
-    )
+    counts = "".join(f"{times:>10}" for times in tried.split())
+    print(f"{kill_at:15}{counts}  {outcome}{'' if as_it_should else ' WRONG'}")
     return as_it_should
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import suppress
+from itertools import pairwise
 from time import monotonic
 
 from rescope import Ok, Scope
@@ -22,6 +23,7 @@ from rescope.workflow.durable import Durable, gather
 
 folder = tempfile.TemporaryDirectory()
 app = Durable(url=f"sqlite:///{folder.name}/work.db", name="webhooks")
+DOWN = 4
 port = 0
 asked: Counter[str] = Counter()
 times: list[float] = []
@@ -35,11 +37,11 @@ async def receiver(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     asked[event] += 1
     if event == "evt-1":
         times.append(monotonic())
-    if event == "evt-bad" or asked[event] <= 4:
+    if event == "evt-bad" or asked[event] <= DOWN:
         writer.write(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
     else:
         received.add(event)
-        if asked[event] > 5:
+        if asked[event] > DOWN + 1:
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     with suppress(ConnectionError):
         await writer.drain()
@@ -73,7 +75,7 @@ async def main() -> bool:
         results = await gather(*handles)
     for event, result in zip(events, results, strict=True):
         print(f"{event}: {asked[event]} attempts, {'delivered' if isinstance(result, Ok) else result.error}")
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(times)]
     print("pauses before the attempts for evt-1:", ", ".join(f"{1000 * pause:.0f} ms" for pause in pauses))
     grew = all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08, 0.16, 0.2), strict=True))
     return grew and received == {"evt-1", "evt-2"} and dict(asked) == {"evt-1": 6, "evt-2": 6, "evt-bad": 7}
