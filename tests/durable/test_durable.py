@@ -614,12 +614,104 @@ async def test_work_that_another_process_took_is_left_to_that_one(
         handle = await charge.start()
         await until(lambda: len(tries) == 1)
         await DBOS.resume_workflow_async(handle.id)  # as another process does, that takes this one for dead
-        await until(lambda: len(tries) == 2)
+        await until(partial(is_taken_again, handle.id))
+        await anyio.wait_all_tasks_blocked()
+        assert len(tries) == 1  # it waits until the one that runs has unwound its scope
         tries[0].set()
+        await until(lambda: len(tries) == 2)
         with pytest.raises(TimeoutError):
             await handle.result(timeout=0.3)
     await anyio.wait_all_tasks_blocked()
     assert [task for task in asyncio.all_tasks() if "execute_workflow" in repr(task.get_coro())] == []
+
+
+async def is_taken_again(work: str) -> bool:
+    status = await DBOS.get_workflow_status_async(work)
+    return status is not None and status.status == "PENDING" and status.dequeued_at is not None
+
+
+async def test_what_was_cancelled_and_resumed_waits_until_all_is_unwound(app: Durable) -> None:
+    """Also where the closers take their time: the next attempt begins when the scope of the last one is closed."""
+    log: list[str] = []
+    may_close = anyio.Event()
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope) -> str:
+        async def close() -> None:
+            log.append("closing")
+            await may_close.wait()
+            log.append("closed")
+
+        scope.defer(close)
+        log.append("open")
+        if log.count("open") == 1:
+            await anyio.sleep_forever()
+        return "charged"
+
+    async with app:
+        handle = await charge.start()
+        await until(lambda: log == ["open"])
+        await DBOS.cancel_workflow_async(handle.id)
+        await until(lambda: log[-1] == "closing")
+        await DBOS.resume_workflow_async(handle.id)
+        await until(partial(is_taken_again, handle.id))
+        may_close.set()
+
+        assert await handle.result() == "charged"
+    assert log == ["open", "closing", "closed"] * 2
+
+
+async def test_a_new_release_goes_on_with_the_work_of_the_last(app: Durable, url: str) -> None:
+    """Another program, with other functions beside: the version under which work is stored stays the same."""
+    release = Durable(url=url, name="shop")
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope, cents: int) -> None:
+        await anyio.sleep_forever()
+
+    async def charge_better(scope: Scope, cents: int) -> str:
+        return f"charged {cents}"
+
+    async def refund(scope: Scope) -> None: ...
+
+    charge_better.__name__ = "charge"
+    release.function(namespace="orders.payment")(charge_better)
+    release.function(namespace="orders.payment")(refund)
+    async with app:
+        handle = await charge.start(100)
+    async with release:
+        assert await release.handle(handle.id).result() == "charged 100"
+
+
+async def test_a_cancellation_of_the_program_leaves_nothing_open(app: Durable) -> None:
+    """The scope of what runs is unwound, the engine stopped, the cancellation raised; then it can be opened again."""
+    log: list[str] = []
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope) -> None:
+        async def close() -> None:
+            await anyio.lowlevel.checkpoint()
+            log.append("closed")
+
+        scope.defer(close)
+        log.append("open")
+        await anyio.sleep_forever()
+
+    async def main() -> None:
+        async with app:
+            await charge.start()
+            await anyio.sleep_forever()
+
+    task = asyncio.create_task(main())
+    await until(lambda: log == ["open"])
+    task.cancel()
+    await asyncio.wait({task})
+
+    assert task.cancelled()
+    assert log == ["open", "closed"]
+    async with app:
+        await until(lambda: len(log) == 3)
+    assert log == ["open", "closed"] * 2
 
 
 async def test_a_function_may_be_registered_while_it_is_open(app: Durable) -> None:

@@ -191,6 +191,40 @@ def test_an_old_sqlite_is_told_with_what_to_do() -> None:
     del sys.sqlite_version_info  # type: ignore[attr-defined]
 
 
+async def test_without_a_fit_sqlite_nothing_is_written(
+    app: Durable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening raises, and leaves no file and no engine."""
+
+    def refuse() -> None:
+        raise RuntimeError("DBOS needs SQLite 3.42")
+
+    monkeypatch.setattr(engine, "sqlite_module", refuse)
+    with pytest.raises(RuntimeError, match=r"DBOS needs SQLite 3\.42"):
+        await app.__aenter__()
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+    assert Durable._open is None
+
+
+async def test_what_is_taken_over_begins_soon(app: Durable) -> None:
+    """The engine's queue for it is asked five times a second; what is started waits in none."""
+    started = asyncio.Event()
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope) -> None:
+        started.set()
+
+    async with app:
+        queue = await DBOS.retrieve_queue_async("rescope-shop")
+        assert queue is not None
+        assert await queue.get_polling_interval_sec_async() == 0.2
+        handle = await charge.start()
+        await started.wait()
+        status = await DBOS.get_workflow_status_async(handle.id)
+        assert status is not None
+        assert status.queue_name is None
+
+
 def test_every_name_has_one_for_the_engine() -> None:
     """Names that the engine doesn't take get one that no other name has."""
     names = ["shop", "Shop", "a/b", "a b", "é", "x" * 300]

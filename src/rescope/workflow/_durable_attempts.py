@@ -15,6 +15,7 @@ import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, final
+from weakref import WeakValueDictionary
 
 from dbos import DBOS
 
@@ -80,6 +81,7 @@ class Work:
         self._stopping = False
         self._cuttable: set[asyncio.Task[Any]] = set()
         self._workflows: set[asyncio.Task[Any]] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def workflow(self, policy: Policy) -> Callable[..., Awaitable[Any]]:
         """Give what the engine runs for a function."""
@@ -141,11 +143,14 @@ class Work:
     async def _attempt(self, policy: Policy, number: int, packed: bytes) -> tuple[str, Any]:
         """Make one attempt. Gives how it ended, as it can be stored; raises only if it was cut short."""
         task = _current_task()
-        children = Children(DBOS.workflow_id or "", number)
+        me = DBOS.workflow_id or ""
+        children = Children(me, number)
         _children.set(children)  # the engine gives each attempt a task of its own
         try:
+            # One that was cancelled and resumed may still unwind what it had opened.
             with self._may_be_cut(task):
-                value = await _in_time(policy, lambda scope: policy.fn(scope, *unpack(packed)))
+                async with self._turns.setdefault(me, asyncio.Lock()):
+                    value = await _in_time(policy, lambda scope: policy.fn(scope, *unpack(packed)))
         except asyncio.CancelledError as cancelled:
             if task.cancelling():
                 raise

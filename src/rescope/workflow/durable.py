@@ -83,7 +83,8 @@ R = TypeVar("R")
 
 _log = logging.getLogger("rescope")
 _TAKEN_OVER_WITHIN: Final = 0.2  # seconds, for what is recovered
-_ASK_AGAIN: Final = 0.1  # seconds, for results of work that runs in another process
+_ASK_AGAIN: Final = 0.1  # seconds, for the result of work that runs in another process
+_ASKING: Final = 0.005  # seconds, for each of those who wait at once: so there are 200 questions a second at most
 
 
 class KeyReusedError(ValueError):
@@ -165,7 +166,7 @@ class Handle(Generic[R]):
         if self._live is None:
             self._live = await DBOS.retrieve_workflow_async(self.id, existing_workflow=False)
         try:
-            return await self._live.get_result(polling_interval_sec=_ASK_AGAIN)
+            return await self._live.get_result(polling_interval_sec=self._app._ask_again)
         except engine_error.DBOSAwaitedWorkflowCancelledError as exc:
             raise DurableCancelledError(self.id) from exc
 
@@ -406,6 +407,10 @@ class Durable:
         )
 
     # Asking the engine
+
+    @property
+    def _ask_again(self) -> float:
+        return max(_ASK_AGAIN, _ASKING * len(self._apart_tasks))
 
     async def _status(self, id: str) -> WorkflowStatus | None:  # noqa: A002
         return await DBOS.get_workflow_status_async(id)
