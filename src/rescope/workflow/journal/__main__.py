@@ -98,7 +98,7 @@ def _print(cells: list[tuple[str, ...]], summary: str) -> None:
         for line in cells:
             table.add_row(*map(_plain, line))
         console.print(table)
-    console.print(summary, markup=False)
+    console.print(summary, markup=False, highlight=False)
 
 
 def _plain(cell: str) -> Any:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from rescope import Resource, Scope
 from rescope._closer import is_awaitable
+from rescope.exceptions import reason
+from rescope.workflow._lease_held import tell
 from rescope.workflow.journal._cleanups import known, run
 from rescope.workflow.store import check_key, decode, encode
 
@@ -78,13 +80,20 @@ class Making:
         """Run the cleanup, then forget the record, unless that is somebody else's to do by now."""
         try:
             if not self._begun:
-                await self._forget()
+                await self._withdraw()
             elif self._owner.lost:
                 await self._close_lost()
             else:
                 await self._clean_up()
         finally:
             await self._owner.let_go()
+
+    async def _withdraw(self) -> None:
+        """Forget the intent of what was never made. Where it stays, its cleanup will have nothing to do."""
+        try:
+            await self._forget()
+        except Exception as exc:
+            tell(f"the intent to make what {self.cleanup!r} cleans up may stand until it is recovered ({reason(exc)})")
 
     async def _clean_up(self) -> None:
         await run(self._clean, self._token)

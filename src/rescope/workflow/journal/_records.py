@@ -87,18 +87,19 @@ def life_of(key: str) -> Life | None:
 
 def read(entry: Entry, live: frozenset[str] = frozenset()) -> PendingCleanup:
     """Read a record. What is none is given as one that no cleanup is known for, so that it is told and kept."""
-    life = life_of(entry.key) or Life("?", "?")
+    known = life_of(entry.key)
+    life = known or Life("?", "?")
     scope, _, at = entry.key.removeprefix(life.prefix).partition("/")
     value = entry.value if isinstance(entry.value, dict) else {}
     name, error = value.get("cleanup"), value.get("error")
-    readable = isinstance(name, str) and "token" in value and bool(at)
+    readable = known is not None and bool(at) and isinstance(name, str) and "token" in value
     return PendingCleanup(
         entry.key,
         life.owner,
         life.id,
         scope if readable else "?",
         at if readable else "?",
-        name if isinstance(name, str) and readable else "",
+        str(name) if readable else "",
         value.get("token"),
         _number(value.get("since")) or 0.0,
         LEASES + life.lease in live,

@@ -167,9 +167,11 @@ class _Recovery:
 
         async with self.lives:
             try:
-                async with lease(self.store, life.lease, ttl=self.ttl) as held, create_task_group() as tasks:
-                    for line in await self._lines(life):
-                        tasks.start_soon(self._close_line, line, (recovering, held))
+                async with lease(self.store, life.lease, ttl=self.ttl) as held:
+                    lines = await self._lines(life)
+                    async with create_task_group() as tasks:
+                        for line in lines:
+                            tasks.start_soon(self._close_line, line, (recovering, held))
             except LeaseHeldError:
                 pass  # it is live, or another recoverer is at it
             except LeaseLostError as lost:
@@ -188,11 +190,13 @@ class _Recovery:
     async def _close_line(self, line: list[_Left], leases: tuple[Lease, ...]) -> None:
         """Close what one scope left, in that order, each as soon as it is due."""
         from anyio import sleep_until
+        from anyio.lowlevel import checkpoint
 
         while todo := [left for left in line if self._worth_waiting(left)]:
             await sleep_until(min(left.due for left in todo))
             async with self.scopes:
                 for left in todo:
+                    await checkpoint()
                     if left.due <= self.now() and all(held.remaining for held in leases):
                         await self._try(left, last=left is line[-1])
             if not all(held.remaining for held in leases):
