@@ -38,7 +38,7 @@ class FileLocks:
     """A file beside the database for each, locked as SQLite locks a database: portable, and gone with its process."""
 
     def __init__(self, database: str) -> None:
-        self._database = database
+        self._database = Path(database).absolute()  # the working directory may change
         self._held: dict[str, sqlite3.Connection] = {}
 
     def _path(self, name: str) -> Path:

@@ -104,7 +104,10 @@ class DurableCancelledError(Exception):
 
 
 class DurableClosedError(RuntimeError):
-    """The application is not open, or was closed while a result was awaited. The work goes on when it opens again."""
+    """The application is not open, or was closed while a result was awaited. The work goes on when it opens again.
+
+    So it does where the task that it ran in was cancelled by other means than the engine's.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +128,12 @@ class Progress:
 class Handle(Generic[R]):
     """Work that was started, in this process or in another one, now or long ago."""
 
-    __slots__ = ("_app", "_live", "id")
+    __slots__ = ("_app", "_live", "_opened", "id")
 
     def __init__(self, app: Durable, id: str, live: WorkflowHandleAsync[R] | None = None) -> None:  # noqa: A002
         self._app = app
         self._live = live
+        self._opened = app._work
         self.id: Final = id
 
     async def result(self, *, timeout: float | None = None) -> R:
@@ -157,13 +161,14 @@ class Handle(Generic[R]):
         return "done" if status.status == "SUCCESS" else "running"
 
     async def progress(self) -> Progress:
-        """Count what the function has started so far, without waiting, from any process."""
+        """Count what the function has started so far without a key. It doesn't wait, and works from any process."""
         look = DBOS.list_workflows_async(workflow_id_prefix=below(self.id), load_input=False, load_output=False)
         found = [status.status for status in await self._app._apart(look)]
         return Progress(len(found), found.count("SUCCESS"), sum(status in FAILED for status in found))
 
     async def _wait(self) -> R:
-        if self._live is None:
+        if self._live is None or self._opened is not self._app._work:
+            self._opened = self._app._work
             self._live = await DBOS.retrieve_workflow_async(self.id, existing_workflow=False)
         try:
             return await self._live.get_result(polling_interval_sec=self._app._ask_again)
@@ -445,7 +450,7 @@ class Durable:
 
     def _came(self, task: asyncio.Task[R]) -> R:
         if task.cancelled():
-            msg = f"{self!r} was closed meanwhile: what was started goes on when it is opened again"
+            msg = f"{self!r} was closed meanwhile, or the task cancelled: the work goes on when it is opened again"
             raise DurableClosedError(msg)
         return task.result()
 
