@@ -393,7 +393,7 @@ async def test_an_attempt_that_is_made_again_finds_what_the_last_one_had_done(ap
         log.append(name)
         if name == "ship" and log.count("ship") == 1:
             raise ConnectionError("no route to host")
-        return name.upper()
+        return f"{name} {len(log)}"
 
     @app.function(namespace="orders.order", attempts=2, backoff=0)
     async def order(scope: Scope) -> list[str]:
@@ -401,7 +401,7 @@ async def test_an_attempt_that_is_made_again_finds_what_the_last_one_had_done(ap
         return [await (await step.start(name)).result() for name in ("pack", "pack", "ship")]
 
     async with app:
-        assert await (await order.start()).result() == ["PACK", "PACK", "SHIP"]
+        assert await (await order.start()).result() == ["pack 2", "pack 3", "ship 6"]
     assert log == ["order", "pack", "pack", "ship", "order", "ship"]
 
 
