@@ -36,11 +36,11 @@ from rescope.workflow.journal import (
 from rescope.workflow.journal.__main__ import main
 from rescope.workflow.journal._cleanups import _registered
 from rescope.workflow.lease import LeaseHeldError, LeaseLostError
+from running import run_example
 from workflow.broken_stores import Clock, Good
 from workflow.openers import open_postgres, open_redis
 
 HERE = Path(__file__).parent
-EXAMPLE = HERE.parent.parent / "examples" / "crash_cleanup.py"
 once = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY[:1], indirect=True)
 on_asyncio = pytest.mark.parametrize("anyio_backend", ASYNCIO_ONLY, indirect=True)
 NEVER = Backoff(first=60, jitter=0)  # within a test, that is
@@ -1425,6 +1425,20 @@ async def recover_until_empty(folder: Path) -> None:
             while await pending(store):
                 await recover(store)
                 await anyio.sleep(0.02)
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    """A directory, a process and a database are gone after a kill; those of a live worker are not touched."""
+    result = run_example("crash_cleanup.py", env={"TMPDIR": str(tmp_path)})
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [line.split()[3] for line in result.stdout.splitlines() if line.startswith("ada  ")] == [
+        "example.database",
+        "example.tool",
+        "example.directory",
+    ]
+    assert result.stdout.splitlines()[-2:] == ["bob: done", "nothing is left"]
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("rescope-")] == []
 
 
 # At the command line
