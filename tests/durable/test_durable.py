@@ -17,7 +17,7 @@ from conftest import ASYNCIO_ONLY
 from durable.conftest import until
 from rescope import Err, Ok, ResourceCleanupError, Scope
 from rescope.workflow import _durable_attempts
-from rescope.workflow._durable_attempts import Policy
+from rescope.workflow._durable_attempts import Policy, Work, _current_task
 from rescope.workflow.durable import (
     Durable,
     DurableCancelledError,
@@ -85,9 +85,11 @@ async def test_waiting_for_too_long_leaves_the_work_running(app: Durable) -> Non
             await handle.result(timeout=0.01)
         with anyio.move_on_after(0.01):
             await handle.result()
+        with pytest.raises(ValueError, match="`timeout` must be a finite number of seconds, 0 or more"):
+            await handle.result(timeout=-1)
         may_end.set()
 
-        assert await handle.result(timeout=30) == 7
+        assert await handle.result(timeout=float("inf")) == 7
 
 
 async def test_every_attempt_gets_a_fresh_scope_unwound_before_the_next(
@@ -285,6 +287,13 @@ async def test_an_exception_that_cannot_be_pickled_comes_as_a_remote_error(app: 
     assert log == ["tried"] * 2
 
 
+def test_errors_survive_a_restart() -> None:
+    """Those of our own are the same when they were pickled and read again."""
+    for error in (DurableCancelledError("7"), KeyReusedError("7"), RemoteError("KeyError", "no key")):
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
 # Keys
 
 
@@ -307,6 +316,24 @@ async def test_the_same_key_gives_the_same_work(app: Durable, url: str) -> None:
     assert results == ["a charged"] * 3
     assert first.id == second.id == third.id == "durable/4:shop/orders.payment.charge=k"
     assert log == ["a"]
+
+
+async def test_a_start_that_is_cancelled_is_a_start(app: Durable) -> None:
+    """Who was cancelled while starting can't know how far it got; so it always gets to its end."""
+    log: list[str] = []
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope) -> None:
+        log.append("charged")
+
+    async with app:
+        task = asyncio.create_task(charge.start())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+
+        assert task.cancelled()
+        await until(lambda: log == ["charged"])
 
 
 async def test_a_key_with_other_arguments_is_refused(app: Durable) -> None:
@@ -723,6 +750,21 @@ async def test_a_function_may_be_registered_while_it_is_open(app: Durable) -> No
             return "charged"
 
         assert await (await charge.start()).result() == "charged"
+
+
+async def test_no_body_begins_when_it_is_closing() -> None:
+    """One whose turn comes too late is cancelled at once, and left for the next time."""
+    work = Work()
+    await work.stop()
+
+    async def attempt() -> None:
+        with work._may_be_cut(_current_task()):
+            await anyio.sleep_forever()
+
+    task = asyncio.create_task(attempt())
+    await asyncio.wait({task}, timeout=20)
+
+    assert task.cancelled()
 
 
 async def test_nothing_works_when_it_is_not_open(app: Durable) -> None:

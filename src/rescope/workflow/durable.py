@@ -91,16 +91,22 @@ class KeyReusedError(ValueError):
     """A key that was given with other arguments before. `id` is that of the work that has it."""
 
     def __init__(self, id: str) -> None:  # noqa: A002
-        super().__init__(f"the key of {id} was given with other arguments before: use another key for other work")
+        super().__init__(id)
         self.id = id
+
+    def __str__(self) -> str:
+        return f"the key of {self.id} was given with other arguments before: use another key for other work"
 
 
 class DurableCancelledError(Exception):
     """The work that a result was awaited of was cancelled, by a tool of the engine. `id` is that of the work."""
 
     def __init__(self, id: str) -> None:  # noqa: A002
-        super().__init__(f"{id} was cancelled")
+        super().__init__(id)
         self.id = id
+
+    def __str__(self) -> str:
+        return f"{self.id} was cancelled"
 
 
 class DurableClosedError(RuntimeError):
@@ -144,9 +150,10 @@ class Handle(Generic[R]):
         seconds, and a cancellation, end the waiting only.
 
         Raises `DurableCancelledError` where the work was cancelled; `DurableClosedError` where the application is not
-        open, or is closed meanwhile.
+        open, or is closed meanwhile; `TypeError` or `ValueError` for a `timeout` that is none.
         """
-        return await self._app._within(timeout, self._wait(), self.id)
+        limit = None if timeout is None or timeout == math.inf else _seconds(timeout, "timeout", zero=True)
+        return await self._app._within(limit, self._wait(), self.id)
 
     async def status(self) -> Literal["running", "done", "failed", "cancelled"]:
         """Say how it stands, without waiting. Raises `LookupError` for an id that was never started."""
@@ -433,7 +440,7 @@ class Durable:
         finally:
             task.cancel()
         if not done:
-            msg = f"{id} is not at its end after {timeout} s, and goes on"
+            msg = f"{id} is not at its end after {timeout:g} s, and goes on"
             raise TimeoutError(msg)
         return self._came(task)
 
