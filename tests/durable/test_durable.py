@@ -466,6 +466,33 @@ async def test_a_chain_goes_on_where_it_was_when_the_application_closed(app: Dur
     assert sorted(log[len(cut) :]) == ["close order", "close ship", "order", "ship"]
 
 
+async def test_what_is_started_after_a_restart_is_new(app: Durable) -> None:
+    """It isn't taken for what the same attempt had started before, of the same function."""
+    log: list[int] = []
+    open_again = False
+
+    @app.function(namespace="orders.step")
+    async def step(scope: Scope, number: int) -> int:
+        log.append(number)
+        return number * 10
+
+    @app.function(namespace="orders.order")
+    async def order(scope: Scope) -> list[int]:
+        results = [await (await step.start(0)).result()]
+        if not open_again:
+            log.append(-1)
+            await anyio.sleep_forever()
+        return [*results, await (await step.start(1)).result(), await (await step.start(2)).result()]
+
+    async with app:
+        handle = await order.start()
+        await until(lambda: log == [0, -1])
+    open_again = True
+    async with app:
+        assert await handle.result() == [0, 10, 20]
+    assert log == [0, -1, 1, 2]
+
+
 async def test_many_are_gathered_also_where_some_fail(app: Durable) -> None:
     """`gather` gives an `Ok` or `Err` for each, in their order, and tells how far it is."""
     told: list[tuple[int, int]] = []
@@ -478,7 +505,8 @@ async def test_many_are_gathered_also_where_some_fail(app: Durable) -> None:
 
     @app.function(namespace="images.album", attempts=1)
     async def album(scope: Scope, images: int) -> list[int | str]:
-        results = await gather(*[await resize.start(image) for image in range(images)])
+        handles = await asyncio.gather(*(resize.start(image) for image in range(images)))
+        results = await gather(*handles)
         return [result.value if isinstance(result, Ok) else str(result.error) for result in results]
 
     async with app:

@@ -26,13 +26,15 @@ from rescope import Scope
 from rescope.workflow import _durable_engine as engine
 from rescope.workflow import durable
 from rescope.workflow._durable_locks import AdvisoryLocks, FileLocks, Locks
-from rescope.workflow.durable import Durable
+from rescope.workflow._durable_takeover import TakeOver
+from rescope.workflow.durable import Durable, DurableClosedError
 
 # A process of its own that starts `orders.payment.charge` and hangs in its first attempt, until it is killed.
 OTHER = """
 import asyncio, sys
 from pathlib import Path
-from rescope.workflow.durable import Durable
+from rescope.workflow._durable_takeover import TakeOver
+from rescope.workflow.durable import Durable, DurableClosedError
 
 app = Durable(url=sys.argv[1], name="shop")
 
@@ -202,6 +204,8 @@ async def test_without_a_fit_sqlite_nothing_is_written(
     monkeypatch.setattr(engine, "sqlite_module", refuse)
     with pytest.raises(RuntimeError, match=r"DBOS needs SQLite 3\.42"):
         await app.__aenter__()
+    with pytest.raises(DurableClosedError):
+        await app.handle("7").result()
     assert os.listdir(tmp_path) == []  # noqa: PTH208
     assert Durable._open is None
 
@@ -279,7 +283,7 @@ async def test_work_of_a_process_that_was_killed_is_taken_over(url: str, tmp_pat
 
 
 async def test_work_of_functions_that_are_not_known_is_told(
-    app: Durable, url: str, caplog: pytest.LogCaptureFixture
+    app: Durable, url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays for a process that knows them; a WARNING names them."""
     may_end = asyncio.Event()
@@ -289,31 +293,43 @@ async def test_work_of_functions_that_are_not_known_is_told(
         await may_end.wait()
         return "charged"
 
-    renamed = Durable(url=url, name="shop")
+    renamed = Durable(url=url, name="shop", recover_every=0.02)
+    looked: list[str] = []
+    resume = TakeOver._resume
+
+    async def resume_and_count(take_over: TakeOver, executor: str) -> None:
+        await resume(take_over, executor)
+        looked.append(executor)
+
+    monkeypatch.setattr(TakeOver, "_resume", resume_and_count)
     async with app:
         handle = await charge.start()
     async with renamed:
         assert await renamed.handle(handle.id).status() == "running"
+        await until(lambda: len(looked) > 2)  # it tells it once
     may_end.set()
     async with app:
         assert await app.handle(handle.id).result() == "charged"
-    assert "work of 'shop' can't go on, as this process does not know orders.payment.charge" in caplog.text
+    told = [record.getMessage() for record in caplog.records if record.name == "rescope"]
+    assert told == ["work of 'shop' can't go on, as this process does not know orders.payment.charge"]
 
 
-async def test_a_failure_to_take_over_is_told_and_tried_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_to_take_over_is_told_and_tried_again(
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As when the database can't be reached for a while."""
     app = Durable(url=url, name="shop", recover_every=0.01)
     calls: list[str] = []
     async with app:
 
-        async def fail(executor: str | None) -> list[Any]:
+        async def fail(take_over: TakeOver) -> list[Any]:
             calls.append("asked")
             raise ConnectionError("no route to host")
 
-        app._pending = fail  # type: ignore[method-assign]
+        monkeypatch.setattr(TakeOver, "_pending", fail)
         await until(lambda: len(calls) > 1)
-    assert "what others may have left of 'shop' can't be taken over now" in caplog.text
-    assert {record.levelno for record in caplog.records if record.name == "rescope"} == {logging.ERROR}
+    assert "what others may have left of 'shop' can't be taken over: ConnectionError: no route to host" in caplog.text
+    assert {record.levelno for record in caplog.records if record.name == "rescope"} == {logging.WARNING}
 
 
 def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path, postgres_url: str) -> None:

@@ -33,7 +33,6 @@ The engine is at home on asyncio alone.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import re
 from contextlib import asynccontextmanager
@@ -55,6 +54,7 @@ from rescope.workflow import _durable_engine as engine
 from rescope.workflow._durable_attempts import Policy, Work, children_of_this_attempt
 from rescope.workflow._durable_children import FAILED, below
 from rescope.workflow._durable_packing import RemoteError, pack, same, unpack
+from rescope.workflow._durable_takeover import TakeOver
 from rescope.workflow._names import key_in, section
 
 if TYPE_CHECKING:
@@ -63,8 +63,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from dbos import WorkflowHandleAsync, WorkflowStatus
-
-    from rescope.workflow._durable_locks import Locks
 
 __all__ = [
     "Durable",
@@ -81,8 +79,6 @@ __all__ = [
 Args = TypeVarTuple("Args")
 R = TypeVar("R")
 
-_log = logging.getLogger("rescope")
-_TAKEN_OVER_WITHIN: Final = 0.2  # seconds, for what is recovered
 _ASK_AGAIN: Final = 0.1  # seconds, for the result of work that runs in another process
 _ASKING: Final = 0.005  # seconds, for each of those who wait at once: so there are 200 questions a second at most
 
@@ -340,23 +336,24 @@ class Durable:
                 executor = f"executor-{uuid4()}"
                 locks = scope.add(engine.locks_for(self._url))
                 await asyncio.to_thread(locks.take, executor)
-                await self._launch(scope, executor)
-                await self._take_over(locks, executor)
-                watch = asyncio.create_task(self._watch(locks, executor), context=Context())
+                application = engine.application_name(self.name)
+                self._launch(scope, application, executor)
+                take_over = TakeOver(application, self._functions.keys(), locks, executor)
+                await take_over.begin()
+                watch = asyncio.create_task(take_over.go_on(self._recover_every), context=Context())
                 scope.defer(_cancelled, watch)
                 yield
         finally:
-            Durable._open = None
+            self._work = Durable._open = None
 
-    async def _launch(self, scope: Scope, executor: str) -> None:
+    def _launch(self, scope: Scope, application: str, executor: str) -> None:
         self._work = Work()
         for policy in self._functions.values():
             self._register(policy)
         scope.defer(self._workflows.clear)
-        engine.launch(self._url, engine.application_name(self.name), executor)
+        engine.launch(self._url, application, executor)
         scope.defer(engine.stop)
         scope.defer(self._stop)
-        await DBOS.register_queue_async(self._queue, polling_interval_sec=_TAKEN_OVER_WITHIN)
 
     async def _stop(self) -> None:
         work, self._work = cast("Work", self._work), None
@@ -376,47 +373,6 @@ class Durable:
             workflow = cast("Callable[..., Coroutine[Any, Any, Any]]", self._work.workflow(policy))
             register = DBOS.workflow(name=policy.name, max_recovery_attempts=None)
             self._workflows[policy.name] = register(workflow)
-
-    # Taking over what others left
-
-    @property
-    def _queue(self) -> str:
-        return f"rescope-{engine.application_name(self.name)}"
-
-    async def _watch(self, locks: Locks, executor: str) -> None:
-        while True:
-            await asyncio.sleep(self._recover_every)
-            try:
-                await self._take_over(locks, executor)
-            except Exception:
-                _log.exception("what others may have left of %r can't be taken over now", self.name)
-
-    async def _take_over(self, locks: Locks, executor: str) -> None:
-        await asyncio.to_thread(locks.take, executor)  # again, should it have got lost
-        others = {status.executor_id for status in await self._pending(None)} - {executor, None}
-        for other in cast("set[str]", others):
-            if await asyncio.to_thread(locks.take, other):
-                try:
-                    await self._resume(other)
-                finally:
-                    await asyncio.to_thread(locks.let_go, other)
-
-    async def _resume(self, executor: str) -> None:
-        left = await self._pending(executor)
-        mine = [status.workflow_id for status in left if status.name in self._functions]
-        if mine:
-            await DBOS.resume_workflows_async(mine, queue_name=self._queue)
-        if unknown := sorted({status.name for status in left} - self._functions.keys()):
-            _log.warning("work of %r can't go on, as this process does not know %s", self.name, ", ".join(unknown))
-
-    async def _pending(self, executor: str | None) -> list[WorkflowStatus]:
-        return await DBOS.list_workflows_async(
-            status="PENDING",
-            executor_id=executor,
-            application_name=engine.application_name(self.name),
-            load_input=False,
-            load_output=False,
-        )
 
     # Asking the engine
 
