@@ -31,7 +31,7 @@ from servers import postgres
 from rescope.workflow import Store, open_store
 from rescope.workflow.journal import JournaledScope, RecoveryReport, cleanup, pending, recover
 
-TTL = 1.5  # seconds; half a minute or so is usual
+TTL = 2.0  # seconds; half a minute or so is usual
 
 TOOL = """
 import fcntl, os, time
@@ -65,11 +65,12 @@ def remove_directory(token: str) -> None:
         raise OSError(msg)
 
 
-def start_tool(token: str) -> subprocess.Popen[str]:
+async def start_tool(token: str) -> subprocess.Popen[str]:
     """Start a process in that directory, which locks a file for as long as it lives, and writes down who it is."""
-    Path(token, "pid").touch()
-    tool = subprocess.Popen([sys.executable, "-c", TOOL], cwd=token, stdout=subprocess.PIPE, text=True)  # noqa: S603
-    cast("IO[str]", tool.stdout).readline()
+    Path(token, "pid").touch()  # noqa: ASYNC240 (it takes no time)
+    command = [sys.executable, "-c", TOOL]
+    tool = subprocess.Popen(command, cwd=token, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)  # noqa: ASYNC220, S603
+    await asyncio.to_thread(cast("IO[str]", tool.stdout).readline)  # the lease is renewed meanwhile
     return tool
 
 
