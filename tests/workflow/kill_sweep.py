@@ -10,8 +10,8 @@ between two acquisitions. There the process kills itself, by SIGKILL. What is ma
 other, so that only the reverse order can remove them. After each kill `recover` runs in a process of its own.
 
 Then nothing that was made may be left, and all must have gone once, in the reverse of the order in which it was made.
-The time of the store is that of the machine, plus an hour for each process that died: so no lease has to be waited for.
-Each process is a fork of this one, which runs no event loop and no thread.
+Two recoverers at once do no worse than one. The time of the store is that of the machine, plus an hour for each process
+that died: so no lease has to be waited for. Each process is a fork of this one, which runs no event loop and no thread.
 """
 
 from __future__ import annotations
@@ -148,6 +148,11 @@ async def close_left(points: Points, hours: int) -> RecoveryReport:
 
 def fork(main: Callable[[Points], Awaitable[object]], points: Points, backend: str) -> tuple[int, int]:
     """Run that in a process of its own; give its exit code (-9 where it was killed), and how many points it passed."""
+    return ended(*begun(main, points, backend))
+
+
+def begun(main: Callable[[Points], Awaitable[object]], points: Points, backend: str) -> tuple[int, int]:
+    """Run that in a process of its own, beside this one; give its id, and where it says how many points it passed."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -161,6 +166,11 @@ def fork(main: Callable[[Points], Awaitable[object]], points: Points, backend: s
         finally:
             os._exit(code)
     os.close(writing)
+    return child, reading
+
+
+def ended(child: int, reading: int) -> tuple[int, int]:
+    """Wait for a process."""
     with os.fdopen(reading) as pipe:
         passed = pipe.read()
     _, status = os.waitpid(child, 0)
@@ -211,6 +221,8 @@ class Sweep:
             self.recovered(left, None)
         for point in range(0, recoverer, self.every):
             self.recovered(self.copy(full, f"recover-{point}"), point)
+        for race in range(max(2, 20 // self.every)):
+            self.raced(self.copy(full, f"race-{race}"))
         return Report(owner, recoverer, self.kills, self.left, self.disorder)
 
     def measure(self) -> tuple[int, int]:
@@ -238,6 +250,13 @@ class Sweep:
         assert code == 0, "the recoverer has failed by itself"
         self.judge(folder)
         return passed
+
+    def raced(self, folder: Path) -> None:
+        """Let two recover at once; whoever is second finds one at it, or nothing to do."""
+        racers = [begun(partial(close_left, hours=1), Points(folder), self.backend) for _ in range(2)]
+        codes = [ended(*racer)[0] for racer in racers]
+        assert codes == [0, 0], "a recoverer has failed by itself"
+        self.judge(folder)
 
     def judge(self, folder: Path) -> None:
         """Nothing is left, in the world nor in the journal, and all has gone once, in the reverse order."""

@@ -614,6 +614,38 @@ async def test_recover_leaves_a_live_owner_alone() -> None:
     assert log == ["made a", "a"]
 
 
+async def test_recover_does_not_ask_for_the_lease_of_a_live_owner() -> None:
+    """That would take half a second for each."""
+
+    class Asked(Good):
+        async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
+            asked.append(key)
+            return await super().put(key, value, ttl=ttl, if_version=if_version)
+
+    asked: list[str] = []
+    store = MemoryStore()
+    async with JournaledScope(store, "worker") as scope:
+        await scope.acquire(make, remove, token="a")
+        await recover(Asked(store))
+
+    assert asked == ["lease/journal-recovery"]
+
+
+async def test_what_is_registered_while_the_lease_is_given_back_is_closed_too() -> None:
+    """The scope is still closing then."""
+
+    class Slow(Good):
+        async def delete(self, key: str, *, if_version: int | None = None) -> bool:
+            if key.startswith("lease/"):
+                scope.defer(log.append, "late")
+            return await super().delete(key, if_version=if_version)
+
+    async with JournaledScope(Slow(MemoryStore()), "worker") as scope:
+        await scope.acquire(make, remove, token="a")
+
+    assert log == ["made a", "a", "late"]
+
+
 @once
 async def test_a_lease_that_can_not_be_had_makes_nothing() -> None:
     """`acquire` raises the `StoreError`; the scope goes on, and tries again."""
@@ -1480,6 +1512,14 @@ def test_pending_at_the_command_line(url: str, capsys: pytest.CaptureFixture[str
     assert lines[2].startswith("dead")
     assert lines[2].endswith("left behind")
     assert lines[3] == "1 open, 1 of them left behind"
+
+
+def test_tokens_are_shown_when_they_are_asked_for(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a column of their own; else not at all."""
+    assert main(["pending", "--store", url, "--tokens"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("token")
+    assert lines[2].endswith('left behind  "a"')
 
 
 def test_recover_at_the_command_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ import anyio
 
 from rescope.exceptions import reason
 from rescope.workflow.journal import RecoveryReport, pending, recover
-from rescope.workflow.journal._report import COLUMNS, as_table, rows
+from rescope.workflow.journal._report import as_table, columns, rows
 from rescope.workflow.store import StoreError
 from rescope.workflow.stores.opening import open_store
 
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rescope.workflow.journal", description=_summary())
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("pending", help="list what is open")
+    listing = commands.add_parser("pending", help="list what is open")
+    listing.add_argument("--tokens", action="store_true", help="show the tokens too: nobody else should look")
     recovering = commands.add_parser("recover", help="close what was left behind: one pass")
     recovering.add_argument("--grace", type=float, default=60.0, metavar="SECONDS", help="for the whole pass (60)")
     recovering.add_argument("--limit", type=int, default=10, metavar="N", help="scopes at once (10)")
@@ -67,7 +68,10 @@ def _summary() -> str:
 async def _pending(options: argparse.Namespace) -> int:
     async with open_store(options.store) as store:
         found = await pending(store)
-    _print(rows(found), f"{len(found)} open, {sum(not one.live for one in found)} of them left behind")
+    _print(
+        rows(found, tokens=options.tokens),
+        f"{len(found)} open, {sum(not one.live for one in found)} of them left behind",
+    )
     return 0
 
 
@@ -94,7 +98,7 @@ def _print(cells: list[tuple[str, ...]], summary: str) -> None:
     from rich.table import Table
 
     if cells:
-        table = Table(*COLUMNS)
+        table = Table(*columns(cells))
         for line in cells:
             table.add_row(*map(_plain, line))
         console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, final
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from rescope.workflow.journal._records import PendingCleanup
 
-__all__ = ["COLUMNS", "RecoveryReport", "as_table", "rows"]
+__all__ = ["COLUMNS", "RecoveryReport", "as_table", "columns", "rows"]
 
 COLUMNS: Final = ("owner", "scope", "place", "cleanup", "since (UTC)", "state")
 
@@ -59,15 +60,27 @@ class RecoveryReport:
         return f"{as_table(table)}\n{self.summary}" if table else self.summary
 
 
-def rows(pending: Iterable[PendingCleanup]) -> list[tuple[str, ...]]:
-    """Give the cells of a table of what is open."""
-    return [(*_who(one), _why(one, "held by a live owner" if one.live else "left behind")) for one in pending]
+def rows(pending: Iterable[PendingCleanup], *, tokens: bool = False) -> list[tuple[str, ...]]:
+    """Give the cells of a table of what is open. Tokens may hold what nobody should see, so they are asked for."""
+    return [
+        (*_who(one), _why(one, "held by a live owner" if one.live else "left behind"), *_tokens(one, tokens))
+        for one in pending
+    ]
+
+
+def _tokens(one: PendingCleanup, asked: bool) -> tuple[str, ...]:  # noqa: FBT001 (as it was given)
+    return (json.dumps(one.token),) if asked else ()
+
+
+def columns(cells: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Give the heads of these cells."""
+    return (*COLUMNS, "token") if cells and len(cells[0]) > len(COLUMNS) else COLUMNS
 
 
 def as_table(cells: Sequence[tuple[str, ...]]) -> str:
     """Draw a table in plain text."""
-    lines = [COLUMNS, *cells]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    lines = [columns(cells), *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     drawn = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     drawn.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(drawn)
