@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import runpy
@@ -1334,6 +1335,32 @@ async def test_cancelling_a_recovery_lets_what_is_under_way_end() -> None:
     assert (await recover(store)).clean
 
 
+async def test_a_recovery_that_is_cancelled_leaves_no_lease_and_loses_no_record() -> None:
+    """Wherever it is cancelled, the next one does what is left, and each cleanup has run."""
+    stores: list[tuple[MemoryStore, list[Any]]] = []
+
+    async def program(ledger: Ledger) -> None:
+        store = MemoryStore()
+        for number, token in enumerate("ab", 1):
+            record = {"cleanup": "test.remove", "token": token, "since": 0.0}
+            store._put(f"journal/4:dead/life/00000001/{number:08x}", json.dumps(record), None)
+        log.clear()
+        stores.append((store, log.copy()))
+        try:
+            await recover(store)
+        finally:
+            stores[-1][1].extend(log)
+
+    report = await cancel_everywhere(program)
+
+    assert report.scope > 10
+    for store, done in stores:
+        log.clear()
+        assert [key for key in await content(store) if key.startswith("lease/")] == []
+        assert (await recover(store)).clean
+        assert {*done, *log} == {"a", "b"}
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -1404,6 +1431,7 @@ async def test_redis(redis_url: str) -> None:
 # Real processes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_killed_at_every_point(backend: str) -> None:
     """Whatever process is killed wherever, nothing is left, and all goes in reverse: here, at one point of four."""
@@ -1415,6 +1443,7 @@ def test_killed_at_every_point(backend: str) -> None:
     assert result.returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("where", "backend"), [("holding", "asyncio"), ("making", "asyncio"), ("making", "trio"), ("closing", "trio")]
 )
@@ -1459,6 +1488,7 @@ async def recover_until_empty(folder: Path) -> None:
                 await anyio.sleep(0.02)
 
 
+@pytest.mark.long
 def test_the_example_runs(tmp_path: Path) -> None:
     """A directory, a process and a database are gone after a kill; those of a live worker are not touched."""
     result = run_example("crash_cleanup.py", env={"TMPDIR": str(tmp_path)})
