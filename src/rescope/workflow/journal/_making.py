@@ -70,7 +70,7 @@ class Making:
         return value
 
     def _stand_on(self, owner: Owner) -> None:
-        key = owner.life.prefix + self._place
+        key = owner.prefix + self._place
         _check_depth(key)
         self._key, self._owner = key, owner
         self._record = {"cleanup": self.cleanup, "token": self._token, "owner": owner.life.owner, "since": time.time()}

@@ -69,13 +69,14 @@ class Journal:
 class Owner:
     """One life of an owner. It ends when nobody needs it any more, and never begins again."""
 
-    __slots__ = ("_home", "_lease", "_needed", "_opening", "_told", "journal", "life")
+    __slots__ = ("_home", "_lease", "_needed", "_opening", "_told", "journal", "life", "prefix")
 
     def __init__(self, journal: Journal) -> None:
         from anyio import Lock
 
         self.journal = journal
         self.life = begin_life(journal.owner, time.time(), os.urandom(5).hex())
+        self.prefix = self.life.prefix
         self._needed = 0
         self._opening = Lock()
         self._home = Scope(f"journal of {journal.owner}", on_event=self._on_event)
