@@ -1,0 +1,124 @@
+"""Which executors live: a lock for each, which the system takes away from a process that dies.
+
+Every process that opens a `Durable` is an executor of its own, under a name that no other ever has, and holds the lock
+of that name. Who can take the lock of another has proof that it is dead, and may take its work over. So nobody waits
+for a lease to run out, and two processes on one machine never take each other for a restart of themselves.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, final
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+__all__ = ["AdvisoryLocks", "FileLocks", "Locks"]
+
+
+class Locks(Protocol):
+    """Locks by name. They block for no longer than the database takes to answer."""
+
+    def take(self, name: str) -> bool:
+        """Take one; `False` where a process that lives has it. Again for one that is held here: `True`."""
+        ...
+
+    def let_go(self, name: str) -> None:
+        """Give one back."""
+        ...
+
+    def close(self) -> None:
+        """Give all back."""
+        ...
+
+
+@final
+class FileLocks:
+    """A file beside the database for each, locked as SQLite locks a database: portable, and gone with its process."""
+
+    def __init__(self, database: str) -> None:
+        self._database = Path(database).absolute()  # the working directory may change
+        self._held: dict[str, sqlite3.Connection] = {}
+
+    def _path(self, name: str) -> Path:
+        return Path(f"{self._database}-{name}")
+
+    def take(self, name: str) -> bool:
+        if name in self._held:
+            return True
+        connection = sqlite3.connect(self._path(name), timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            connection.close()
+            return False
+        self._held[name] = connection
+        return True
+
+    def let_go(self, name: str) -> None:
+        connection = self._held.pop(name)
+        # First the file, then the lock: who opened the file meanwhile gets a lock that nobody asks for.
+        self._path(name).unlink(missing_ok=True)
+        connection.close()
+
+    def close(self) -> None:
+        for name in list(self._held):
+            self.let_go(name)
+
+
+@final
+class AdvisoryLocks:
+    """PostgreSQL's advisory locks, on one connection. The server takes them away from a client that is gone.
+
+    The server finds out after half a minute that a machine went down without a word. A connection that got lost takes
+    its locks with it: the next `take` connects anew.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: Connection[tuple[bool]] | None = None
+        self._held: set[str] = set()
+
+    def take(self, name: str) -> bool:
+        if name in self._held and self._still_connected():
+            return True
+        if self._ask("pg_try_advisory_lock(hashtextextended(%s, 0))", f"rescope/durable/{name}"):
+            self._held.add(name)
+        return name in self._held
+
+    def let_go(self, name: str) -> None:
+        self._held.discard(name)
+        self._ask("pg_advisory_unlock(hashtextextended(%s, 0))", f"rescope/durable/{name}")
+
+    def close(self) -> None:
+        if self._still_connected():
+            self._ask("pg_advisory_unlock_all() IS NULL")  # the server is in no hurry to notice a client that is gone
+        self._drop()
+
+    def _still_connected(self) -> bool:
+        import psycopg
+
+        try:
+            return self._connection is not None and self._ask("true")
+        except psycopg.OperationalError:  # the server was restarted, or the network was
+            self._drop()
+            return False
+
+    def _ask(self, what: str, *arguments: str) -> bool:
+        row = self._connected().execute(f"SELECT {what}".encode(), arguments).fetchone()
+        return row is not None and row[0]
+
+    def _connected(self) -> Connection[tuple[bool]]:
+        if self._connection is None:
+            import psycopg
+
+            alive = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+            self._connection = psycopg.connect(self._url, autocommit=True, options=alive)
+        return self._connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._held.clear()

@@ -1,0 +1,88 @@
+"""Taking over what other executors left that died: when the application opens, and every few seconds.
+
+Recovery as the engine has it goes by the executor's name: a process takes what is pending under its own name for its
+own, also where another process of that name is at it. So here each process has a name of its own, and proof is asked
+for that the other one is dead: its lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, final
+
+from dbos import DBOS
+
+from rescope.exceptions import reason
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from dbos import WorkflowStatus
+
+    from rescope.workflow._durable_locks import Locks
+
+__all__ = ["TakeOver"]
+
+_PICKED_UP_WITHIN: Final = 0.2  # seconds; the engine's own queue for that is asked once a second
+_log = logging.getLogger("rescope")
+
+
+@final
+class TakeOver:
+    """What one process does about the work of others that died.
+
+    `application` is its name for the engine, `functions` the names of those that this process knows, `executor` its
+    own name, for which it holds the lock.
+    """
+
+    def __init__(self, application: str, functions: Container[str], locks: Locks, executor: str) -> None:
+        self._application = application
+        self._functions = functions
+        self._locks = locks
+        self._executor = executor
+        self._queue = f"rescope-{application}"
+        self._told: set[str] = set()
+
+    async def begin(self) -> None:
+        """Make the queue that what is taken over goes through, and take over what is there."""
+        await DBOS.register_queue_async(self._queue, polling_interval_sec=_PICKED_UP_WITHIN)
+        await self._once()
+
+    async def go_on(self, every: float) -> None:
+        """Take over again every so many seconds, until cancelled. Failures are told, and tried again."""
+        while True:
+            await asyncio.sleep(every)
+            try:
+                await self._once()
+            except Exception as exc:
+                _log.warning("what others may have left of %r can't be taken over: %s", self._application, reason(exc))
+
+    async def _once(self) -> None:
+        await asyncio.to_thread(self._locks.take, self._executor)  # again, should it have got lost
+        for executor in {status.executor_id for status in await self._pending()} - {self._executor}:
+            if executor is not None and await asyncio.to_thread(self._locks.take, executor):
+                try:
+                    await self._resume(executor)
+                finally:
+                    await asyncio.to_thread(self._locks.let_go, executor)
+
+    async def _resume(self, executor: str) -> None:
+        left = await self._pending(executor)
+        known = [status.workflow_id for status in left if status.name in self._functions]
+        if known:
+            await DBOS.resume_workflows_async(known, queue_name=self._queue)
+        unknown = {status.name for status in left if status.name not in self._functions} - self._told
+        if unknown:
+            self._told |= unknown
+            names = ", ".join(sorted(unknown))
+            _log.warning("work of %r can't go on, as this process does not know %s", self._application, names)
+
+    async def _pending(self, executor: str | None = None) -> list[WorkflowStatus]:
+        return await DBOS.list_workflows_async(
+            status="PENDING",
+            executor_id=executor,
+            application_name=self._application,
+            load_input=False,
+            load_output=False,
+        )

@@ -1,0 +1,489 @@
+"""Durable functions: once started, they run to their end, whatever becomes of the process.
+
+    app = Durable(url="sqlite:///jobs.db", name="shop")
+
+    @app.function(namespace="orders.payment", attempts=3)
+    async def charge(scope, order, cents):
+        bank = await scope.enter(connect_to_bank())
+        return await bank.charge(order, cents)
+
+    async with app:
+        handle = await charge.start("order-7", 4980, key="order-7")
+        receipt = await handle.result()
+
+The engine is DBOS (Qian et al., "DBOS: A DBMS-oriented operating system", VLDB 2022), which keeps in a database what
+was started and what came out. The fit to scopes is made here:
+
+- A start is one workflow of the engine, and each attempt is one step of it. The scope of an attempt opens and closes
+  inside that step, so acquire and release are never remembered apart. An attempt that was cut short (a crash, a
+  cancellation of either kind, the end of the application) leaves no trace but what its scope has unwound, and is made
+  again with a fresh scope. One that ended, well or not, is remembered.
+- Pauses between attempts are durable: a restart waits for the rest.
+- What a function starts is found again after a crash, by its function and its arguments: `_durable_children`. Nothing
+  that has ended well is run again.
+- Ids hold the names of the application and of the function, so keys of two functions never meet.
+- Each process is an executor under a name of its own, with a lock that dies with it: `_durable_locks`. Whoever gets the
+  lock of another takes over what that one left: at its own start, and every few seconds. The version under which work
+  is stored is always the same, so a new release goes on with it.
+- What is started runs at once, without a queue. What is taken over goes through one that is asked five times a second.
+
+The engine is at home on asyncio alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from contextlib import asynccontextmanager
+from contextvars import Context
+from dataclasses import dataclass
+from inspect import Parameter, iscoroutinefunction, signature
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, TypeVarTuple, cast, final
+from uuid import uuid4
+
+try:
+    from dbos import DBOS, SetWorkflowID
+    from dbos import error as engine_error
+except ImportError as _missing:
+    msg = "rescope.workflow.durable needs DBOS: pip install 'rescope[durable]'"
+    raise ImportError(msg, name=_missing.name) from _missing
+
+from rescope import Err, Ok, Scope
+from rescope.workflow import _durable_engine as engine
+from rescope.workflow._durable_attempts import Policy, Work, children_of_this_attempt
+from rescope.workflow._durable_children import FAILED, below
+from rescope.workflow._durable_packing import RemoteError, pack, same, unpack
+from rescope.workflow._durable_takeover import TakeOver
+from rescope.workflow._names import key_in, section
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+    from types import TracebackType
+    from typing import Self
+
+    from dbos import WorkflowHandleAsync, WorkflowStatus
+
+__all__ = [
+    "Durable",
+    "DurableCancelledError",
+    "DurableClosedError",
+    "DurableFunction",
+    "Handle",
+    "KeyReusedError",
+    "Progress",
+    "RemoteError",
+    "gather",
+]
+
+Args = TypeVarTuple("Args")
+R = TypeVar("R")
+
+_ASK_AGAIN: Final = 0.1  # seconds, for the result of work that runs in another process
+_ASKING: Final = 0.005  # seconds, for each of those who wait at once: so there are 200 questions a second at most
+
+
+class KeyReusedError(ValueError):
+    """A key that was given with other arguments before. `id` is that of the work that has it."""
+
+    def __init__(self, id: str) -> None:  # noqa: A002
+        super().__init__(id)
+        self.id = id
+
+    def __str__(self) -> str:
+        return f"the key of {self.id} was given with other arguments before: use another key for other work"
+
+
+class DurableCancelledError(Exception):
+    """The work that a result was awaited of was cancelled, by a tool of the engine. `id` is that of the work."""
+
+    def __init__(self, id: str) -> None:  # noqa: A002
+        super().__init__(id)
+        self.id = id
+
+    def __str__(self) -> str:
+        return f"{self.id} was cancelled"
+
+
+class DurableClosedError(RuntimeError):
+    """The application is not open, or was closed while a result was awaited. The work goes on when it opens again.
+
+    So it does where the task that it ran in was cancelled by other means than the engine's.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far what one function has started is: how many in all, and how many of them are done, or failed."""
+
+    total: int
+    done: int
+    failed: int
+
+    @property
+    def running(self) -> int:
+        """How many are at work, or wait for their turn."""
+        return self.total - self.done - self.failed
+
+
+@final
+class Handle(Generic[R]):
+    """Work that was started, in this process or in another one, now or long ago."""
+
+    __slots__ = ("_app", "_live", "_opened", "id")
+
+    def __init__(self, app: Durable, id: str, live: WorkflowHandleAsync[R] | None = None) -> None:  # noqa: A002
+        self._app = app
+        self._live = live
+        self._opened = app._work
+        self.id: Final = id
+
+    async def result(self, *, timeout: float | None = None) -> R:
+        """Wait for the end of it, and give what the function returned; what it raised in its last attempt is raised.
+
+        What comes is a copy, as a restart would give it: pickled and read again. An exception that can't be pickled
+        comes as a `RemoteError`. The work runs on whatever becomes of who waits: `TimeoutError` after `timeout`
+        seconds, and a cancellation, end the waiting only.
+
+        Raises `DurableCancelledError` where the work was cancelled; `DurableClosedError` where the application is not
+        open, or is closed meanwhile; `TypeError` or `ValueError` for a `timeout` that is none.
+        """
+        limit = None if timeout is None or timeout == math.inf else _seconds(timeout, "timeout", zero=True)
+        return await self._app._within(limit, self._wait(), self.id)
+
+    async def status(self) -> Literal["running", "done", "failed", "cancelled"]:
+        """Say how it stands, without waiting. Raises `LookupError` for an id that was never started."""
+        status = await self._app._apart(self._app._status(self.id))
+        if status is None:
+            msg = f"nothing was ever started as {self.id}"
+            raise LookupError(msg)
+        if status.status == "CANCELLED":
+            return "cancelled"
+        if status.status in FAILED:
+            return "failed"
+        return "done" if status.status == "SUCCESS" else "running"
+
+    async def progress(self) -> Progress:
+        """Count what the function has started so far without a key. It doesn't wait, and works from any process."""
+        look = DBOS.list_workflows_async(workflow_id_prefix=below(self.id), load_input=False, load_output=False)
+        found = [status.status for status in await self._app._apart(look)]
+        return Progress(len(found), found.count("SUCCESS"), sum(status in FAILED for status in found))
+
+    async def _wait(self) -> R:
+        if self._live is None or self._opened is not self._app._work:
+            self._opened = self._app._work
+            self._live = await DBOS.retrieve_workflow_async(self.id, existing_workflow=False)
+        try:
+            return await self._live.get_result(polling_interval_sec=self._app._ask_again)
+        except engine_error.DBOSAwaitedWorkflowCancelledError as exc:
+            raise DurableCancelledError(self.id) from exc
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.id}>"
+
+
+@final
+class DurableFunction(Generic[*Args, R]):
+    """A function of an application. `name` is its name in three parts; `fn` is the function as it was written."""
+
+    __slots__ = ("_app", "_policy", "fn", "name")
+
+    def __init__(self, app: Durable, policy: Policy, fn: Callable[[Scope, *Args], Awaitable[R]]) -> None:
+        self._app = app
+        self._policy = policy
+        self.fn: Final = fn
+        self.name: Final = policy.name
+
+    async def start(self, *args: *Args, key: str | None = None) -> Handle[R]:
+        """Start it with these arguments, and give a handle at once: when this returns, no crash can stop it.
+
+        The same `key` (a string of up to 4096 bytes) gives the same work again, in any process, after any restart: it
+        is started once. Without a key, each call starts another; but what a durable function starts belongs to it, and
+        an attempt that is made again finds what was started before, by function and arguments, unless that has failed
+        in an earlier attempt. So arguments should not hold the time or a random number, where no key is given.
+
+        Each attempt gets its own copy of the arguments, which must be such as pickle takes. A cancellation while this
+        waits does not stop the start.
+
+        Raises `TypeError` for arguments that don't fit the function or can't be pickled, before anything is written;
+        `ValueError` for a key that can't be one; `KeyReusedError` where the key was given with other arguments before;
+        `DurableClosedError` where the application is not open.
+        """
+        signature(self.fn).bind(None, *args)
+        copies = unpack(pack(args, f"the arguments of {self.name}"))
+        top = f"{self._app._prefix}{self.name}"
+        known = None if key is None else key_in(top, key)
+        children = children_of_this_attempt() if key is None else None
+        return await self._app._apart(self._start(copies, known, children, top))
+
+    async def _start(self, args: Any, known: str | None, children: Any, top: str) -> Handle[R]:
+        if known is not None:
+            here = known
+        elif children is not None:
+            here = await children.id_for(self.name, args)
+        else:
+            here = f"{top}~{uuid4()}"
+        with SetWorkflowID(here):
+            live = await DBOS.start_workflow_async(self._app._workflows[self.name], *args)
+        if known is not None:
+            status = await self._app._status(known)
+            if status is not None and status.input is not None and not same(status.input["args"], args):
+                raise KeyReusedError(known)
+        return Handle(self._app, here, live)
+
+    def __repr__(self) -> str:
+        return f"<DurableFunction {self.name}>"
+
+
+@final
+class Durable:
+    """An application of durable functions, which is open while it is entered.
+
+    `url` is `sqlite:///jobs.db`, a path below the working directory, `sqlite:////var/lib/jobs.db`, one from the root,
+    or `postgresql://user@host/database`, for many machines. `name` keeps applications apart that share a database. All
+    processes that open one at a time work together; they should know the same functions. Every `recover_every` seconds,
+    one takes over what another left that died.
+
+    On entering, it takes over such work too. On leaving, attempts that run are cancelled, and their scopes unwound; the
+    work stays pending, and goes on when the application is opened again, by any process. A process has one that is open
+    at a time. Its event loop should be the one of all that the functions do.
+
+    Raises `TypeError` or `ValueError` for bad arguments. On entering, `RuntimeError` on trio, where another one is
+    open, and where SQLite is too old for the engine.
+    """
+
+    _open: Durable | None = None
+
+    def __init__(self, *, url: str, name: str, recover_every: float = 10.0) -> None:
+        self._url = engine.check_url(url)
+        self._prefix = section("durable", name)
+        self._recover_every = _seconds(recover_every, "recover_every")
+        self.name: Final = name
+        self._functions: dict[str, Policy] = {}
+        self._workflows: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {}
+        self._life: Any = None
+        self._work: Work | None = None
+        self._apart_tasks: set[asyncio.Task[Any]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Durable {self.name!r}>"
+
+    def function(
+        self,
+        *,
+        namespace: str,
+        attempts: int = 3,
+        backoff: float = 1.0,
+        max_backoff: float = 3600.0,
+        timeout: float | None = None,
+    ) -> Callable[[Callable[[Scope, *Args], Awaitable[R]]], DurableFunction[*Args, R]]:
+        """Make an async function durable, whose first parameter is the scope of the attempt.
+
+        Its name is that of the namespace, as `"orders.payment"`, and its own: `orders.payment.charge`. What was started
+        is kept under it, so a function that is renamed leaves its work behind.
+
+        `attempts`: how often it is tried in all, as long as it raises. A crash, and the end of the application, don't
+        count. A returned `Err` is a result like any other. Where only the cleanup failed, what was to be done is done:
+        the `ResourceCleanupError` is the end of it, with the value in `original_result`.
+        `backoff`: seconds before the second attempt; then twice as long each time, up to `max_backoff`.
+        `timeout`: seconds for each attempt. When they are over, its body is cancelled, its scope unwound, and it has
+        failed with `TimeoutError`.
+
+        Raises `TypeError` or `ValueError` for bad arguments and for a name that is taken.
+        """
+        _check_namespace(namespace)
+        _check_attempts(attempts)
+        first, largest = _seconds(backoff, "backoff", zero=True), _seconds(max_backoff, "max_backoff", zero=True)
+        limit = None if timeout is None else _seconds(timeout, "timeout")
+
+        def decorate(fn: Callable[[Scope, *Args], Awaitable[R]]) -> DurableFunction[*Args, R]:
+            _check_function(fn)
+            policy = Policy(f"{namespace}.{fn.__name__}", fn, attempts, first, largest, limit)
+            self._add(policy)
+            return DurableFunction(self, policy, fn)
+
+        return decorate
+
+    def handle(self, id: str) -> Handle[Any]:  # noqa: A002
+        """Give the handle of work by its id, as another process may have told it."""
+        return Handle(self, id)
+
+    async def __aenter__(self) -> Self:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            msg = "durable functions run on asyncio only, as DBOS does"
+            raise RuntimeError(msg) from None
+        if Durable._open is not None:
+            msg = f"{Durable._open!r} is open in this process already, and there can be one only: leave that one first"
+            raise RuntimeError(msg)
+        self._life = self._opened()
+        await self._life.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._life.__aexit__(kind, exc, trace)
+
+    # Opening and closing
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncGenerator[None]:
+        Durable._open = self
+        try:
+            async with Scope(f"durable {self.name}") as scope:
+                executor = f"executor-{uuid4()}"
+                locks = scope.add(engine.locks_for(self._url))
+                await asyncio.to_thread(locks.take, executor)
+                application = engine.application_name(self.name)
+                self._launch(scope, application, executor)
+                take_over = TakeOver(application, self._functions.keys(), locks, executor)
+                await take_over.begin()
+                watch = asyncio.create_task(take_over.go_on(self._recover_every), context=Context())
+                scope.defer(_cancelled, watch)
+                yield
+        finally:
+            self._work = Durable._open = None
+
+    def _launch(self, scope: Scope, application: str, executor: str) -> None:
+        self._work = Work()
+        for policy in self._functions.values():
+            self._register(policy)
+        scope.defer(self._workflows.clear)
+        engine.launch(self._url, application, executor)
+        scope.defer(engine.stop)
+        scope.defer(self._stop)
+
+    async def _stop(self) -> None:
+        work, self._work = cast("Work", self._work), None
+        for task in self._apart_tasks:
+            task.cancel()
+        await work.stop()
+
+    def _add(self, policy: Policy) -> None:
+        if policy.name in self._functions:
+            msg = f"{policy.name} is registered already: give one of the two another name or namespace"
+            raise ValueError(msg)
+        self._functions[policy.name] = policy
+        self._register(policy)
+
+    def _register(self, policy: Policy) -> None:
+        if self._work is not None:
+            workflow = cast("Callable[..., Coroutine[Any, Any, Any]]", self._work.workflow(policy))
+            register = DBOS.workflow(name=policy.name, max_recovery_attempts=None)
+            self._workflows[policy.name] = register(workflow)
+
+    # Asking the engine
+
+    @property
+    def _ask_again(self) -> float:
+        return max(_ASK_AGAIN, _ASKING * len(self._apart_tasks))
+
+    async def _status(self, id: str) -> WorkflowStatus | None:  # noqa: A002
+        return await DBOS.get_workflow_status_async(id)
+
+    async def _apart(self, asking: Coroutine[Any, Any, R]) -> R:
+        """Ask the engine outside of the workflow and step that we may be in, and to the end, also if cancelled."""
+        task = self._spawn(asking)
+        await asyncio.wait({task})
+        return self._came(task)
+
+    async def _within(self, timeout: float | None, asking: Coroutine[Any, Any, R], id: str) -> R:  # noqa: A002
+        task = self._spawn(asking)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=timeout)
+        finally:
+            task.cancel()
+        if not done:
+            msg = f"{id} is not at its end after {timeout:g} s, and goes on"
+            raise TimeoutError(msg)
+        return self._came(task)
+
+    def _spawn(self, asking: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        if self._work is None:
+            asking.close()
+            msg = f"{self!r} is not open: do this inside of its `async with`"
+            raise DurableClosedError(msg)
+        task = asyncio.create_task(asking, context=Context())
+        self._apart_tasks.add(task)
+        task.add_done_callback(self._apart_tasks.discard)
+        task.add_done_callback(_looked_at)
+        return task
+
+    def _came(self, task: asyncio.Task[R]) -> R:
+        if task.cancelled():
+            msg = f"{self!r} was closed meanwhile, or the task cancelled: the work goes on when it is opened again"
+            raise DurableClosedError(msg)
+        return task.result()
+
+
+async def gather(
+    *handles: Handle[R], on_progress: Callable[[int, int], object] | None = None
+) -> list[Ok[R] | Err[Exception]]:
+    """Wait for all, and give how each ended, in their order: `Ok(value)`, or `Err(error)` for one that failed.
+
+    `on_progress(ended, all)` is called when one has ended. Raises `DurableClosedError` where the application closes
+    meanwhile. A cancellation ends the waiting, and nothing else.
+    """
+    ended = 0
+
+    async def one(handle: Handle[R]) -> Ok[R] | Err[Exception]:
+        nonlocal ended
+        result: Ok[R] | Err[Exception]
+        try:
+            result = Ok(await handle.result())
+        except DurableClosedError:
+            raise
+        except Exception as exc:
+            result = Err(exc)
+        ended += 1
+        if on_progress is not None:
+            on_progress(ended, len(handles))
+        return result
+
+    return await asyncio.gather(*(one(handle) for handle in handles))
+
+
+def _looked_at(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from reporting what nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def _seconds(value: object, what: str, *, zero: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"`{what}` must be a number of seconds, not a {type(value).__qualname__}"
+        raise TypeError(msg)
+    if not (0 <= value < math.inf) or (value == 0 and not zero):
+        msg = f"`{what}` must be a finite number of seconds, {'0 or more' if zero else 'more than 0'}"
+        raise ValueError(msg)
+    return float(value)
+
+
+def _check_namespace(namespace: object) -> None:
+    if not isinstance(namespace, str) or not re.fullmatch(r"[A-Za-z_][\w-]*\.[A-Za-z_][\w-]*", namespace):
+        msg = "`namespace` must be two names with a dot between, as 'orders.payment'"
+        raise ValueError(msg)
+
+
+def _check_attempts(attempts: object) -> None:
+    if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+        msg = "`attempts` must be a whole number from 1"
+        raise ValueError(msg)
+
+
+def _check_function(fn: object) -> None:
+    if not iscoroutinefunction(fn):
+        msg = f"a durable function must be an `async def` function, not a {type(fn).__qualname__}"
+        raise TypeError(msg)
+    takes = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = list(signature(fn).parameters.values())
+    if not parameters or parameters[0].kind not in takes:
+        msg = f"{fn.__qualname__} takes no scope: make it its first parameter"
+        raise TypeError(msg)

@@ -1,0 +1,172 @@
+"""One life of an owner: its lease, which its scopes share, and what they have written down."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import cache
+from typing import TYPE_CHECKING, final
+
+from rescope import ResourceCleanupError, Scope
+from rescope.exceptions import reason
+from rescope.workflow._lease_held import tell
+from rescope.workflow.journal._records import begin_life
+from rescope.workflow.lease import Lease, LeaseHeldError, LeaseLostError, lease
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from anyio.lowlevel import RunVar
+
+    from rescope.events import ScopeEvent
+    from rescope.workflow.store import Store
+
+__all__ = ["CleanupTakenError", "Journal", "Owner"]
+
+
+class CleanupTakenError(Exception):
+    """The owner had lost its lease, and somebody recovers what it left: the cleanup was left to them.
+
+    Its record is in the journal until it has run.
+    """
+
+    __module__ = "rescope.workflow.journal"
+
+    def __init__(self, cleanup: str, owner: str) -> None:
+        super().__init__(cleanup, owner)
+        self.cleanup = cleanup
+        self.owner = owner
+
+    def __str__(self) -> str:
+        return f"owner {self.owner!r} has lost its lease: the cleanup {self.cleanup!r} is left to who recovers it now"
+
+
+@final
+class Journal:
+    """Where scopes write, and as whom."""
+
+    __slots__ = ("clock", "owner", "store", "ttl")
+
+    def __init__(self, store: Store, owner: str, ttl: float, clock: Callable[[], float]) -> None:
+        self.store = store
+        self.owner = owner
+        self.ttl = ttl
+        self.clock = clock
+
+    async def join(self) -> Owner:
+        """Give the life that this event loop has; it begins where there is none, or its lease is lost."""
+        owners = _owners_here()
+        key = id(self.store), self.owner, self.ttl
+        owner = owners.get(key)
+        if owner is None or owner.lost:
+            owner = owners[key] = Owner(self)
+        await owner.need()
+        return owner
+
+
+@final
+class Owner:
+    """One life of an owner. It ends when nobody needs it any more, and never begins again."""
+
+    __slots__ = ("_home", "_lease", "_needed", "_opening", "_told", "journal", "life", "prefix")
+
+    def __init__(self, journal: Journal) -> None:
+        from anyio import Lock
+
+        self.journal = journal
+        self.life = begin_life(journal.owner, time.time(), os.urandom(5).hex())
+        self.prefix = self.life.prefix
+        self._needed = 0
+        self._opening = Lock()
+        self._home = Scope(f"journal of {journal.owner}", on_event=self._on_event)
+        self._lease: Lease | None = None
+        self._told = False
+
+    async def need(self) -> None:
+        """Count one more who stands on the lease. The first one takes it; it is kept in a task of its own."""
+        self._needed += 1
+        try:
+            if self._lease is None:
+                async with self._opening:
+                    if self._lease is None:
+                        self._lease = await self._home.host(self._new_lease(), name="lease")
+        except BaseException:
+            await self.let_go()
+            raise
+
+    def need_too(self) -> None:
+        """Count one more, while somebody stands on it."""
+        self._needed += 1
+
+    async def let_go(self) -> None:
+        """Count one less; the last one gives the lease back. No cancellation reaches that."""
+        self._needed -= 1
+        if self._needed:
+            return
+        owners = _owners_here()
+        for key in [key for key, owner in owners.items() if owner is self]:
+            del owners[key]
+        try:
+            await self._home.aclose()
+        except ResourceCleanupError as error:
+            self._tell_lost(error)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lease was lost, by now."""
+        try:
+            self.check()
+        except LeaseLostError:
+            return True
+        return False
+
+    def check(self) -> None:
+        """Raise `LeaseLostError` where the lease was lost."""
+        if self._lease is None:
+            return
+        if (lost := self._lease.lost) is not None:
+            raise LeaseLostError(*lost.args) from lost.__cause__
+        self._lease.check()
+
+    async def again(self, cleanup: str, fn: Callable[[], Awaitable[None]]) -> None:
+        """Do that with the lease, which is taken once more for it; one at a time. Refused where a recoverer has it."""
+        taken = False
+        try:
+            async with self._opening, self._new_lease():
+                taken = True
+                await fn()
+        except LeaseHeldError as held:
+            if taken:  # it is the cleanup's own, about another lease
+                raise
+            raise CleanupTakenError(cleanup, self.life.owner) from held
+
+    def _new_lease(self) -> AbstractAsyncContextManager[Lease, bool | None]:
+        return lease(self.journal.store, self.life.lease, ttl=self.journal.ttl, clock=self.journal.clock)
+
+    def _on_event(self, event: ScopeEvent) -> None:
+        if event.kind == "died":
+            self._tell_lost(event.error)
+
+    def _tell_lost(self, error: BaseException | None) -> None:
+        if not self._told:
+            self._told = True
+            why = "" if error is None else f" ({reason(error)})"
+            tell(f"owner {self.life.owner!r} has lost its lease, and journals nothing more in this life{why}")
+
+
+@cache
+def _owners() -> RunVar[dict[tuple[int, str, float], Owner]]:
+    """The lives that are under way, of each event loop."""
+    from anyio.lowlevel import RunVar
+
+    return RunVar("rescope.workflow.journal")
+
+
+def _owners_here() -> dict[tuple[int, str, float], Owner]:
+    try:
+        return _owners().get()
+    except LookupError:
+        owners: dict[tuple[int, str, float], Owner] = {}
+        _owners().set(owners)
+        return owners

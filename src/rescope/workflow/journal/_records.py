@@ -1,0 +1,119 @@
+"""What stands in the store: one entry for what may have to be closed, and how a person sees it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
+
+from rescope.workflow._names import section
+
+if TYPE_CHECKING:
+    from rescope.workflow.store import Entry, Store
+
+__all__ = ["LEASES", "PREFIX", "Life", "PendingCleanup", "begin_life", "live_leases", "place", "read"]
+
+PREFIX: Final = "journal/"
+LEASES: Final = "lease/"
+UNREADABLE: Final = "not a record of the journal"
+
+_DIGITS = re.compile(r"[0-9]+:")
+
+
+class Life(NamedTuple):
+    """One life of an owner: one event loop of one process."""
+
+    owner: str
+    id: str
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of all its records begin with."""
+        return f"{section('journal', self.owner)}{self.id}/"
+
+    @property
+    def lease(self) -> str:
+        """The name of its lease."""
+        return self.prefix.removesuffix("/")
+
+
+def begin_life(owner: str, now: float, mark: str) -> Life:
+    """Give a new life: ids sort by the time of their beginning, and the mark is nobody else's."""
+    return Life(owner, f"{int(now * 1000):012x}{mark}")
+
+
+def place(number: int) -> str:
+    """Write a number so that texts sort as numbers do."""
+    return f"{number:08x}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PendingCleanup:
+    """A cleanup that is to be run when its scope closes, or by who recovers it.
+
+    `owner`, and its `life`: one event loop of one process. `live`: whether that held its lease when it was looked at.
+    `scope` and `place` say where it is registered: places sort in order of registration, those of a child scope below
+    the child's own place. `cleanup` is the name; `token` is left out of the `repr`, as it may hold a password. `since`:
+    when the intent was written, in epoch seconds by the owner's clock. `attempts`: how often a recoverer has tried in
+    vain; `error` is what the last try failed with, `next_try` when the next one may come, in epoch seconds.
+    """
+
+    key: str = field(repr=False)
+    owner: str
+    life: str
+    scope: str
+    place: str
+    cleanup: str
+    token: Any = field(repr=False)
+    since: float
+    live: bool
+    attempts: int = 0
+    error: str | None = None
+    next_try: float | None = None
+
+
+def life_of(key: str) -> Life | None:
+    """Give whose a record is, by its key."""
+    rest = key.removeprefix(PREFIX)
+    size = _DIGITS.match(rest)
+    if size is None:
+        return None
+    end = size.end() + int(size[0][:-1])
+    owner, life = rest[size.end() : end], rest[end + 1 :].partition("/")[0]
+    return Life(owner, life) if owner and life and rest[end] == "/" else None
+
+
+def read(entry: Entry, live: frozenset[str] = frozenset()) -> PendingCleanup:
+    """Read a record. What is none is given as one that no cleanup is known for, so that it is told and kept."""
+    known = life_of(entry.key)
+    life = known or Life("?", "?")
+    scope, _, at = entry.key.removeprefix(life.prefix).partition("/")
+    value = entry.value if isinstance(entry.value, dict) else {}
+    name, error = value.get("cleanup"), value.get("error")
+    readable = known is not None and bool(at) and isinstance(name, str) and "token" in value
+    return PendingCleanup(
+        entry.key,
+        life.owner,
+        life.id,
+        scope if readable else "?",
+        at if readable else "?",
+        str(name) if readable else "",
+        value.get("token"),
+        _number(value.get("since")) or 0.0,
+        LEASES + life.lease in live,
+        int(_number(value.get("attempts")) or 0),
+        (error if isinstance(error, str) else None) if readable else UNREADABLE,
+        _number(value.get("next_try")),
+    )
+
+
+def _number(value: object) -> float | None:
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if known else None  # type: ignore[arg-type]
+
+
+async def live_leases(store: Store) -> frozenset[str]:
+    """Give the keys of the leases that owners hold."""
+    return frozenset([entry.key async for entry in store.scan(LEASES + PREFIX)])

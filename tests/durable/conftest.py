@@ -1,0 +1,38 @@
+"""An application of its own for each test, on SQLite, and on asyncio alone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+
+from conftest import ASYNCIO_ONLY
+from rescope.workflow.durable import Durable
+
+
+@pytest.fixture(params=ASYNCIO_ONLY[:1])
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    """The engine is at home on asyncio; what differs with uvloop has a test of its own."""
+    return request.param
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/jobs.db"
+
+
+@pytest.fixture
+def app(url: str) -> Durable:
+    return Durable(url=url, name="shop", recover_every=3600)
+
+
+async def until(holds: Callable[[], Awaitable[bool] | bool]) -> None:
+    """Poll for up to 20 seconds until a condition holds."""
+    with anyio.fail_after(20):
+        while True:
+            answer = holds()
+            if answer if isinstance(answer, bool) else await answer:
+                return
+            await anyio.sleep(0.02)
