@@ -16,8 +16,6 @@ from dbos import DBOS
 from conftest import ASYNCIO_ONLY
 from durable.conftest import until
 from rescope import Err, Ok, ResourceCleanupError, Scope
-from rescope.workflow import _durable_attempts
-from rescope.workflow._durable_attempts import Policy, Work, _current_task
 from rescope.workflow.durable import (
     Durable,
     DurableCancelledError,
@@ -26,8 +24,10 @@ from rescope.workflow.durable import (
     KeyReusedError,
     Progress,
     RemoteError,
+    _attempts,
     gather,
 )
+from rescope.workflow.durable._attempts import Policy, Work, _current_task
 
 
 class Unpicklable(Exception):
@@ -655,7 +655,7 @@ async def test_work_that_another_process_took_is_left_to_that_one(
     app: Durable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What this one made of it is not written, and closing doesn't wait for the other."""
-    monkeypatch.setattr(_durable_attempts, "_TO_WRITE", 0.05)
+    monkeypatch.setattr(_attempts, "_TO_WRITE", 0.05)
     tries: list[anyio.Event] = []
 
     @app.function(namespace="orders.payment")

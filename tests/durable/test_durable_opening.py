@@ -23,17 +23,17 @@ from dbos import DBOS
 
 from durable.conftest import until
 from rescope import Scope
-from rescope.workflow import _durable_engine as engine
 from rescope.workflow import durable
-from rescope.workflow._durable_locks import AdvisoryLocks, FileLocks, Locks
-from rescope.workflow._durable_takeover import TakeOver
 from rescope.workflow.durable import Durable, DurableClosedError
+from rescope.workflow.durable import _engine as engine
+from rescope.workflow.durable._locks import AdvisoryLocks, FileLocks, Locks
+from rescope.workflow.durable._takeover import TakeOver
 
 # A process of its own that starts `orders.payment.charge` and hangs in its first attempt, until it is killed.
 OTHER = """
 import asyncio, sys
 from pathlib import Path
-from rescope.workflow._durable_takeover import TakeOver
+from rescope.workflow.durable._takeover import TakeOver
 from rescope.workflow.durable import Durable, DurableClosedError
 
 app = Durable(url=sys.argv[1], name="shop")

@@ -21,8 +21,8 @@ from dbos import DBOS
 
 from rescope import Ok, ResourceCleanupError, with_scope
 from rescope.exceptions import reason
-from rescope.workflow._durable_children import Children
-from rescope.workflow._durable_packing import pack, packable, unpack
+from rescope.workflow.durable._children import Children
+from rescope.workflow.durable._packing import pack, packable, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator

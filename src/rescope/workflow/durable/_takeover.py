@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dbos import WorkflowStatus
 
-    from rescope.workflow._durable_locks import Locks
+    from rescope.workflow.durable._locks import Locks
 
 __all__ = ["TakeOver"]
 

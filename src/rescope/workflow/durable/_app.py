@@ -1,185 +1,39 @@
-"""Durable functions: once started, they run to their end, whatever becomes of the process.
-
-    app = Durable(url="sqlite:///jobs.db", name="shop")
-
-    @app.function(namespace="orders.payment", attempts=3)
-    async def charge(scope, order, cents):
-        bank = await scope.enter(connect_to_bank())
-        return await bank.charge(order, cents)
-
-    async with app:
-        handle = await charge.start("order-7", 4980, key="order-7")
-        receipt = await handle.result()
-
-The engine is DBOS (Qian et al., "DBOS: A DBMS-oriented operating system", VLDB 2022), which keeps in a database what
-was started and what came out. The fit to scopes is made here:
-
-- A start is one workflow of the engine, and each attempt is one step of it. The scope of an attempt opens and closes
-  inside that step, so acquire and release are never remembered apart. An attempt that was cut short (a crash, a
-  cancellation of either kind, the end of the application) leaves no trace but what its scope has unwound, and is made
-  again with a fresh scope. One that ended, well or not, is remembered.
-- Pauses between attempts are durable: a restart waits for the rest.
-- What a function starts is found again after a crash, by its function and its arguments: `_durable_children`. Nothing
-  that has ended well is run again.
-- Ids hold the names of the application and of the function, so keys of two functions never meet.
-- Each process is an executor under a name of its own, with a lock that dies with it: `_durable_locks`. Whoever gets the
-  lock of another takes over what that one left: at its own start, and every few seconds. The version under which work
-  is stored is always the same, so a new release goes on with it.
-- What is started runs at once, without a queue. What is taken over goes through one that is asked five times a second.
-
-The engine is at home on asyncio alone.
-"""
+"""The application, and its functions."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from contextlib import asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass
 from inspect import Parameter, iscoroutinefunction, signature
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, TypeVarTuple, cast, final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, TypeVarTuple, cast, final
 from uuid import uuid4
 
-try:
-    from dbos import DBOS, SetWorkflowID
-    from dbos import error as engine_error
-except ImportError as _missing:
-    msg = "rescope.workflow.durable needs DBOS: pip install 'rescope[durable]'"
-    raise ImportError(msg, name=_missing.name) from _missing
+from dbos import DBOS, SetWorkflowID
 
-from rescope import Err, Ok, Scope
-from rescope.workflow import _durable_engine as engine
-from rescope.workflow._durable_attempts import Policy, Work, children_of_this_attempt
-from rescope.workflow._durable_children import FAILED, below
-from rescope.workflow._durable_packing import RemoteError, pack, same, unpack
-from rescope.workflow._durable_takeover import TakeOver
+from rescope import Scope
 from rescope.workflow._names import key_in, section
+from rescope.workflow.durable import _engine as engine
+from rescope.workflow.durable._attempts import Policy, Work, children_of_this_attempt
+from rescope.workflow.durable._handle import DurableClosedError, Handle, KeyReusedError, seconds
+from rescope.workflow.durable._packing import pack, same, unpack
+from rescope.workflow.durable._takeover import TakeOver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
     from types import TracebackType
     from typing import Self
 
-    from dbos import WorkflowHandleAsync, WorkflowStatus
+    from dbos import WorkflowStatus
 
-__all__ = [
-    "Durable",
-    "DurableCancelledError",
-    "DurableClosedError",
-    "DurableFunction",
-    "Handle",
-    "KeyReusedError",
-    "Progress",
-    "RemoteError",
-    "gather",
-]
+__all__ = ["Durable", "DurableFunction"]
 
 Args = TypeVarTuple("Args")
 R = TypeVar("R")
 
 _ASK_AGAIN: Final = 0.1  # seconds, for the result of work that runs in another process
 _ASKING: Final = 0.005  # seconds, for each of those who wait at once: so there are 200 questions a second at most
-
-
-class KeyReusedError(ValueError):
-    """A key that was given with other arguments before. `id` is that of the work that has it."""
-
-    def __init__(self, id: str) -> None:  # noqa: A002
-        super().__init__(id)
-        self.id = id
-
-    def __str__(self) -> str:
-        return f"the key of {self.id} was given with other arguments before: use another key for other work"
-
-
-class DurableCancelledError(Exception):
-    """The work that a result was awaited of was cancelled, by a tool of the engine. `id` is that of the work."""
-
-    def __init__(self, id: str) -> None:  # noqa: A002
-        super().__init__(id)
-        self.id = id
-
-    def __str__(self) -> str:
-        return f"{self.id} was cancelled"
-
-
-class DurableClosedError(RuntimeError):
-    """The application is not open, or was closed while a result was awaited. The work goes on when it opens again.
-
-    So it does where the task that it ran in was cancelled by other means than the engine's.
-    """
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far what one function has started is: how many in all, and how many of them are done, or failed."""
-
-    total: int
-    done: int
-    failed: int
-
-    @property
-    def running(self) -> int:
-        """How many are at work, or wait for their turn."""
-        return self.total - self.done - self.failed
-
-
-@final
-class Handle(Generic[R]):
-    """Work that was started, in this process or in another one, now or long ago."""
-
-    __slots__ = ("_app", "_live", "_opened", "id")
-
-    def __init__(self, app: Durable, id: str, live: WorkflowHandleAsync[R] | None = None) -> None:  # noqa: A002
-        self._app = app
-        self._live = live
-        self._opened = app._work
-        self.id: Final = id
-
-    async def result(self, *, timeout: float | None = None) -> R:
-        """Wait for the end of it, and give what the function returned; what it raised in its last attempt is raised.
-
-        What comes is a copy, as a restart would give it: pickled and read again. An exception that can't be pickled
-        comes as a `RemoteError`. The work runs on whatever becomes of who waits: `TimeoutError` after `timeout`
-        seconds, and a cancellation, end the waiting only.
-
-        Raises `DurableCancelledError` where the work was cancelled; `DurableClosedError` where the application is not
-        open, or is closed meanwhile; `TypeError` or `ValueError` for a `timeout` that is none.
-        """
-        limit = None if timeout is None or timeout == math.inf else _seconds(timeout, "timeout", zero=True)
-        return await self._app._within(limit, self._wait(), self.id)
-
-    async def status(self) -> Literal["running", "done", "failed", "cancelled"]:
-        """Say how it stands, without waiting. Raises `LookupError` for an id that was never started."""
-        status = await self._app._apart(self._app._status(self.id))
-        if status is None:
-            msg = f"nothing was ever started as {self.id}"
-            raise LookupError(msg)
-        if status.status == "CANCELLED":
-            return "cancelled"
-        if status.status in FAILED:
-            return "failed"
-        return "done" if status.status == "SUCCESS" else "running"
-
-    async def progress(self) -> Progress:
-        """Count what the function has started so far without a key. It doesn't wait, and works from any process."""
-        look = DBOS.list_workflows_async(workflow_id_prefix=below(self.id), load_input=False, load_output=False)
-        found = [status.status for status in await self._app._apart(look)]
-        return Progress(len(found), found.count("SUCCESS"), sum(status in FAILED for status in found))
-
-    async def _wait(self) -> R:
-        if self._live is None or self._opened is not self._app._work:
-            self._opened = self._app._work
-            self._live = await DBOS.retrieve_workflow_async(self.id, existing_workflow=False)
-        try:
-            return await self._live.get_result(polling_interval_sec=self._app._ask_again)
-        except engine_error.DBOSAwaitedWorkflowCancelledError as exc:
-            raise DurableCancelledError(self.id) from exc
-
-    def __repr__(self) -> str:
-        return f"<Handle {self.id}>"
 
 
 @final
@@ -257,7 +111,7 @@ class Durable:
     def __init__(self, *, url: str, name: str, recover_every: float = 10.0) -> None:
         self._url = engine.check_url(url)
         self._prefix = section("durable", name)
-        self._recover_every = _seconds(recover_every, "recover_every")
+        self._recover_every = seconds(recover_every, "recover_every")
         self.name: Final = name
         self._functions: dict[str, Policy] = {}
         self._workflows: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {}
@@ -293,8 +147,8 @@ class Durable:
         """
         _check_namespace(namespace)
         _check_attempts(attempts)
-        first, largest = _seconds(backoff, "backoff", zero=True), _seconds(max_backoff, "max_backoff", zero=True)
-        limit = None if timeout is None else _seconds(timeout, "timeout")
+        first, largest = seconds(backoff, "backoff", zero=True), seconds(max_backoff, "max_backoff", zero=True)
+        limit = None if timeout is None else seconds(timeout, "timeout")
 
         def decorate(fn: Callable[[Scope, *Args], Awaitable[R]]) -> DurableFunction[*Args, R]:
             _check_function(fn)
@@ -418,33 +272,6 @@ class Durable:
         return task.result()
 
 
-async def gather(
-    *handles: Handle[R], on_progress: Callable[[int, int], object] | None = None
-) -> list[Ok[R] | Err[Exception]]:
-    """Wait for all, and give how each ended, in their order: `Ok(value)`, or `Err(error)` for one that failed.
-
-    `on_progress(ended, all)` is called when one has ended. Raises `DurableClosedError` where the application closes
-    meanwhile. A cancellation ends the waiting, and nothing else.
-    """
-    ended = 0
-
-    async def one(handle: Handle[R]) -> Ok[R] | Err[Exception]:
-        nonlocal ended
-        result: Ok[R] | Err[Exception]
-        try:
-            result = Ok(await handle.result())
-        except DurableClosedError:
-            raise
-        except Exception as exc:
-            result = Err(exc)
-        ended += 1
-        if on_progress is not None:
-            on_progress(ended, len(handles))
-        return result
-
-    return await asyncio.gather(*(one(handle) for handle in handles))
-
-
 def _looked_at(task: asyncio.Task[Any]) -> None:
     """Keep asyncio from reporting what nobody waits for any more."""
     if not task.cancelled():
@@ -454,16 +281,6 @@ def _looked_at(task: asyncio.Task[Any]) -> None:
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
-
-
-def _seconds(value: object, what: str, *, zero: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        msg = f"`{what}` must be a number of seconds, not a {type(value).__qualname__}"
-        raise TypeError(msg)
-    if not (0 <= value < math.inf) or (value == 0 and not zero):
-        msg = f"`{what}` must be a finite number of seconds, {'0 or more' if zero else 'more than 0'}"
-        raise ValueError(msg)
-    return float(value)
 
 
 def _check_namespace(namespace: object) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, final
 
 from dbos import DBOS
 
-from rescope.workflow._durable_packing import same
+from rescope.workflow.durable._packing import same
 
 if TYPE_CHECKING:
     from dbos import WorkflowStatus

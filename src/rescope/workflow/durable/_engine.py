@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from dbos import DBOS, DBOSConfig
 
-from rescope.workflow._durable_locks import AdvisoryLocks, FileLocks
+from rescope.workflow.durable._locks import AdvisoryLocks, FileLocks
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from rescope.workflow._durable_locks import Locks
+    from rescope.workflow.durable._locks import Locks
 
 __all__ = ["application_name", "check_url", "launch", "locks_for", "sqlite_module", "stop"]
 
