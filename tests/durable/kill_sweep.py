@@ -40,7 +40,7 @@ async def work(url: str, journal: Path) -> None:
     """Open the application, ask for the chain, and stay until it has ended."""
     app = Durable(url=url, name=f"sweep {journal.parent.name}", recover_every=0.1)
 
-    @app.function(namespace="sweep.chain", attempts=5, backoff=0.01)
+    @app.function(namespace="sweep.chain", attempts=50, backoff=0.01, max_backoff=0.01)  # which none uses up
     async def step(scope: Scope, number: int) -> int:
         write(journal, os.getpid(), "begin", number)
 
@@ -111,7 +111,8 @@ def sweep(url: str, journal: Path, kills: int) -> list[list[str]]:
     command = [sys.executable, __file__, "--work", url, str(journal)]
 
     def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603 (it is this program)
+        with journal.with_name("stderr").open("ab") as stderr:
+            return subprocess.Popen(command, stderr=stderr)  # noqa: S603 (it is this program)
 
     processes = [start() for _ in range(PROCESSES)]
     for _ in range(kills):
@@ -144,12 +145,14 @@ def main() -> int:
     while killed < options.kills:
         with tempfile.TemporaryDirectory() as folder:
             lines = sweep(options.url or f"sqlite:///{folder}/jobs.db", Path(folder, "journal"), 4)
+            said = Path(folder, "stderr").read_text()
         killed += 4
         rounds += 1
         found, cut = faults(lines)
         at_work += cut
         failed += bool(found)
-        print(*found, sep="\n", end="\n" if found else "")  # noqa: T201
+        if found:
+            print(*found, said, sep="\n")  # noqa: T201
     print(f"{killed} processes killed, {at_work} of them at work on a step, in {rounds} chains: {failed} went wrong")  # noqa: T201
     return 1 if failed else 0
 
