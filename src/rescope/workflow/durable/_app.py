@@ -46,7 +46,7 @@ class DurableFunction(Generic[*Args, R]):
         self._app = app
         self._policy = policy
         self.fn: Final = fn
-        self.name: Final = policy.name
+        self.name: Final[str] = policy.name
 
     async def start(self, *args: *Args, key: str | None = None) -> Handle[R]:
         """Start it with these arguments, and give a handle at once: when this returns, no crash can stop it.

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 from weakref import WeakValueDictionary
 
@@ -47,26 +48,16 @@ def children_of_this_attempt() -> Children | None:
 
 
 @final
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What a function is called, and how often and how long it may try."""
 
-    __slots__ = ("attempts", "backoff", "fn", "max_backoff", "name", "timeout")
-
-    def __init__(
-        self,
-        name: str,
-        fn: Callable[..., Awaitable[Any]],
-        attempts: int,
-        backoff: float,
-        max_backoff: float,
-        timeout: float | None,
-    ) -> None:
-        self.name = name
-        self.fn = fn
-        self.attempts = attempts
-        self.backoff = backoff
-        self.max_backoff = max_backoff
-        self.timeout = timeout
+    name: str
+    fn: Callable[..., Awaitable[Any]]
+    attempts: int
+    backoff: float
+    max_backoff: float
+    timeout: float | None
 
     def pause(self, attempt: int) -> float:
         """Give the seconds between an attempt that failed and the next."""
