@@ -92,7 +92,9 @@ def without(session: nox.Session, more: str) -> None:
     """Run the tests where optional packages are not installed."""
     test = nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["test-core"]
     session.install(
-        "-e", f".[cli,otel,postgres,redis{more}]", *(one for one in test if not one.startswith(("rescope", "uvloop")))
+        "-e",
+        f".[cli,durable,otel,postgres,redis{more}]",
+        *(one for one in test if not one.startswith(("rescope", "uvloop"))),
     )
     session.run("python", "-m", "pytest", *CORE, *session.posargs)
 
