@@ -12,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Generator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import anyio.lowlevel
 import pytest
 
 from conftest import ASYNCIO_ONLY
-from rescope import CloseTimeoutError, Err, ResourceCleanupError, Scope, ScopeClosedError
+from rescope import CloseTimeoutError, Err, Resource, ResourceCleanupError, Scope, ScopeClosedError
 from rescope.events import ScopeEvent
 from rescope.testing import Ledger, cancel_everywhere
 from rescope.workflow import Backoff, Entry, MemoryStore, SqliteStore, Store, StoreError
@@ -30,12 +32,15 @@ from rescope.workflow.journal import (
     JournaledScope,
     PendingCleanup,
     RecoveryReport,
+    _recovery,
     cleanup,
     pending,
     recover,
 )
+from rescope.workflow.journal import __main__ as command
 from rescope.workflow.journal.__main__ import main
 from rescope.workflow.journal._cleanups import _registered
+from rescope.workflow.journal._report import as_table, rows
 from rescope.workflow.lease import LeaseHeldError, LeaseLostError
 from running import run_example
 from workflow.broken_stores import Clock, Good
@@ -112,10 +117,11 @@ async def tokens(store: Any) -> list[Any]:
 
 async def leave_behind(store: Any, *left: Any, cleanup: str = "test.remove", owner: str = "dead") -> None:
     """Let the journal hold what an owner leaves that dies with these resources in a scope."""
+    before = await content(store)
     async with JournaledScope(store, owner) as scope:
         for token in left:
             await scope.acquire(make, "test.remove", token=token)
-        records = {entry.key: entry.value async for entry in store.scan("journal/")}
+        records = {entry.key: entry.value async for entry in store.scan("journal/") if entry.key not in before}
         kept = failing.copy()
         failing.clear()
     failing.extend(kept)
@@ -327,6 +333,34 @@ async def test_a_concurrent_scope_closes_all_at_once() -> None:
     assert await content(store) == []
 
 
+async def test_a_sync_cleanup_runs_in_the_closing_task_and_its_context() -> None:
+    """As any sync closer does."""
+    var.set("here")
+    async with JournaledScope(MemoryStore(), "worker") as scope:
+        await scope.acquire(make, "test.where", token="a")
+        task = anyio.get_current_task().id
+
+    assert log == ["made a", (task, "here")]
+
+
+var: ContextVar[str] = ContextVar("var", default="elsewhere")
+
+
+@cleanup("test.where")
+def where(token: Any) -> None:
+    log.append((anyio.get_current_task().id, var.get()))
+
+
+async def test_a_scope_that_is_dropped_is_gone_at_once() -> None:
+    """No circle keeps it: the warning comes there and then, and not when the garbage is collected."""
+    scope = JournaledScope(MemoryStore(), "worker")
+    await scope.acquire(make, remove, token="a")
+    gone = weakref.ref(scope)
+    with pytest.warns(ResourceWarning, match=r"it still held: test\.remove"):
+        del scope
+    assert gone() is None
+
+
 async def test_a_token_is_copied_as_json() -> None:
     """The cleanup gets what it would get after a crash, whatever becomes of the token meanwhile; `None` is one."""
     store = MemoryStore()
@@ -359,6 +393,72 @@ async def test_a_cleanup_that_fails_is_told_and_its_record_kept() -> None:
     assert [one.token for one in (await recover(store, backoff=NEVER)).closed] == ["b"]
 
 
+async def test_what_failed_to_close_is_left_to_recover_though_its_owner_lives() -> None:
+    """At once, and with what it failed with; what the owner still holds isn't touched."""
+    store = MemoryStore()
+    failing.append("b")
+    async with JournaledScope(store, "worker") as scope:
+        await scope.acquire(make, remove, token="a")
+        with pytest.raises(ResourceCleanupError):
+            await scope.release(await scope.acquire(make, remove, token="b"))
+        assert [(one.token, one.live, one.error) for one in await pending(store)] == [
+            ("b", False, "Fault: it is stuck"),
+            ("a", True, None),
+        ]
+        failing.clear()
+        assert [one.token for one in (await recover(store)).closed] == ["b"]
+
+    assert log == ["made a", "made b", "b", "b", "a"]
+    assert await content(store) == []
+
+
+async def test_what_hangs_is_left_to_recover_too() -> None:
+    """When it was cut off."""
+    store = MemoryStore()
+    async with JournaledScope(store, "worker") as scope:
+        await scope.acquire(make, remove, token="a")
+        with pytest.raises(ResourceCleanupError):
+            await scope.release(await scope.acquire(make, hang, token="b", timeout=0.01))
+        assert [(one.token, one.live) for one in await pending(store)] == [("b", False), ("a", True)]
+
+
+async def test_what_can_not_be_left_to_recover_stays_its_owners(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the store fails just then, that is told, and nothing is lost."""
+    store = Cued(MemoryStore())
+    failing.append("b")
+    async with JournaledScope(store, "worker") as scope:
+        value = await scope.acquire(make, remove, token="b")
+        store.before["put"] = fail
+        with pytest.raises(ResourceCleanupError, match="it is stuck"):
+            await scope.release(value)
+        assert [(one.token, one.live) for one in await pending(store)] == [("b", True)]
+
+    assert "what 'test.remove' could not close may stay until its owner has ended" in caplog.text
+    assert await tokens(store) == ["b"]
+
+
+async def test_an_owner_that_lost_its_lease_in_a_failing_cleanup_leaves_no_second_record() -> None:
+    """Somebody may have closed it meanwhile."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    clocks[:] = [clock]
+    with pytest.raises(ResourceCleanupError):
+        async with JournaledScope(store, "worker", clock=clock) as scope:
+            await scope.acquire(make, "test.late-failure", token="a")
+            keys = [one.key for one in await pending(store)]
+
+    assert [one.key for one in await pending(store)] == keys
+
+
+clocks: list[Clock] = []
+
+
+@cleanup("test.late-failure")
+async def fail_late(token: Any) -> None:
+    clocks[0].advance(31)
+    raise Fault("too late")
+
+
 async def test_a_cleanup_out_of_time_is_kept() -> None:
     """`timeout` bounds it; the record stays."""
     store = MemoryStore()
@@ -386,6 +486,21 @@ async def test_what_could_not_be_made_is_cleaned_up() -> None:
 
     assert log == ["half made", "a"]
     assert await content(store) == []
+
+
+async def test_what_could_not_be_made_is_cleaned_up_in_time() -> None:
+    """The options of the resource hold for that too: its name, its timeout, its last resort."""
+
+    def half(token: str) -> None:
+        raise Fault("no quota")
+
+    async with JournaledScope(MemoryStore(), "worker") as scope:
+        with pytest.raises(ResourceCleanupError) as caught:
+            await scope.acquire(half, hang, token="a", name="vm", timeout=0.01, force=lambda: log.append("forced"))
+
+    assert [(failure.name, failure.timed_out) for failure in caught.value.failures] == [("vm", True)]
+    assert isinstance(caught.value.__cause__, Fault)
+    assert log == ["a", "forced"]
 
 
 async def test_what_could_neither_be_made_nor_cleaned_up_is_kept() -> None:
@@ -697,6 +812,88 @@ async def test_an_owner_that_has_lost_its_lease_journals_no_more(caplog: pytest.
     assert await content(store) == []
     told = [record for record in caplog.records if "has lost its lease, and journals nothing more" in record.message]
     assert [record.levelname for record in told] == ["WARNING"]
+
+
+async def test_children_are_of_the_life_of_those_around_them() -> None:
+    """What a parent holds may be destroyed when its lease is lost: nothing is built on it in another life."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    async with JournaledScope(store, "worker", clock=clock) as scope:
+        child = scope.child()
+        await child.acquire(make, remove, token="a")
+        clock.advance(31)
+        for one in (scope, scope.child(), child.child(), scope.move()):
+            with pytest.raises(LeaseLostError):
+                await one.acquire(make, remove, token="b")
+            await one.aclose()
+
+    assert log == ["made a", "a"]
+    assert await content(store) == []
+
+
+async def test_a_family_of_which_nobody_stands_on_a_lease_may_have_another() -> None:
+    """What was lost is closed by then."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    async with JournaledScope(store, "worker", clock=clock) as scope:
+        for token in "ab":
+            async with scope.child() as child:
+                await child.acquire(make, remove, token=token)
+                clock.advance(31)
+
+    assert log == ["made a", "a", "made b", "b"]
+    assert await content(store) == []
+
+
+async def test_scopes_of_a_family_that_begin_at_the_same_time_have_one_life() -> None:
+    """Also where the lease was lost before the others had joined it: those are refused."""
+    clock = Clock()
+    refused: list[str] = []
+
+    class Late(Good):
+        async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
+            if key.startswith("journal/"):
+                clock.advance(31)
+            return await super().put(key, value, ttl=ttl, if_version=if_version)
+
+    async def acquire(token: str) -> None:
+        try:
+            await scope.child().acquire(make, remove, token=token)
+        except LeaseLostError as lost:
+            refused.append(lost.name)
+
+    store = MemoryStore(clock=clock)
+    async with JournaledScope(Late(store), "worker", clock=clock) as scope, anyio.create_task_group() as tasks:
+        for token in "abc":
+            tasks.start_soon(acquire, token)
+
+    assert len(refused) == 3
+    assert len(set(refused)) == 1
+    assert log == []
+    assert await content(store) == []
+
+
+async def test_a_cleanup_of_a_lost_owner_may_close_another() -> None:
+    """They share the lease that is taken back for it: none waits for the other."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    async with JournaledScope(store, "worker", clock=clock) as scope:
+        await scope.acquire(make, remove, token="a")
+        handles[:] = scope.resources
+        await scope.acquire(make, "test.close-another", token="b")
+        clock.advance(31)
+
+    assert log == ["made a", "made b", "a", "b"]
+    assert await content(store) == []
+
+
+handles: list[Resource[Any]] = []
+
+
+@cleanup("test.close-another")
+async def close_another(token: Any) -> None:
+    await handles[0].aclose()
+    log.append(token)
 
 
 async def test_a_loss_that_shows_when_it_is_given_back_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -1023,6 +1220,138 @@ async def test_a_pass_tries_three_times_at_most() -> None:
     assert [one.attempts for one in report.failed] == [3]
 
 
+async def test_a_retry_comes_before_what_is_older() -> None:
+    """As it is younger, and due."""
+    store = MemoryStore()
+    await leave_behind(store, "a", "b", "c")
+    failing.append("b")
+    await recover(store, backoff=lambda attempts: 0)
+
+    assert log == ["c", "b", "b", "b", "a"]
+
+
+async def test_a_retry_is_not_refused_as_the_pass_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the others have taken, what fails is tried again soon."""
+    store = MemoryStore()
+    await leave_behind(store, "a")
+    failing.append("a")
+    turned = turn_the_clock_of_the_loop(monkeypatch)
+
+    def on_progress(one: PendingCleanup) -> None:
+        turned.now += 10
+        if one.attempts == 2:
+            failing.clear()
+
+    assert (await recover(store, backoff=lambda attempts: 0, on_progress=on_progress)).clean
+    assert log == ["a", "a", "a"]
+
+
+def turn_the_clock_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Give a clock that adds to the one by which a pass goes."""
+    turned, current_time = Clock(), anyio.current_time
+    turned.now = 0
+    monkeypatch.setattr(anyio, "current_time", lambda: current_time() + turned.now)
+    return turned
+
+
+async def test_what_hangs_starves_nobody() -> None:
+    """A cleanup may take all of the grace only where no other one waits for its first try."""
+    store = MemoryStore()
+    await leave_behind(store, "a", cleanup="test.hang")
+    await leave_behind(store, "b", owner="other")
+    report = await recover(store, grace=0.6, limit=1, backoff=NEVER)
+
+    assert [one.token for one in report.closed] == ["b"]
+    assert [one.token for one in report.failed] == ["a"]
+
+
+@pytest.mark.parametrize("owner", ["dead", "other"])
+@on_asyncio
+async def test_what_never_failed_comes_first(owner: str) -> None:
+    """Of one owner as of several: so those that hang in each pass keep nobody waiting in all of them."""
+    store = MemoryStore()
+    await leave_behind(store, "stubborn")
+    [entry] = [entry async for entry in store.scan("journal/")]
+    await store.put(entry.key, {**entry.value, "attempts": 3})
+    await leave_behind(store, "new", owner=owner)
+    await recover(store, limit=1)
+
+    assert log == ["new", "stubborn"]
+
+
+async def test_lives_that_the_grace_does_not_reach_are_left_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No lease is taken for them, and the report has them all the same."""
+    store = MemoryStore()
+    monkeypatch.setattr(_recovery, "_LIVES", 1)
+    await leave_behind(store, "a", owner="other")
+    await leave_behind(store, "b", owner="other")
+    turned = turn_the_clock_of_the_loop(monkeypatch)
+
+    def on_progress(one: PendingCleanup) -> None:
+        turned.now += 100
+
+    report = await recover(store, on_progress=on_progress)
+
+    assert (len(report.closed), len(report.later)) == (1, 1)
+    assert await tokens(store) == [one.token for one in report.later]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+async def test_an_exit_of_a_cleanup_comes_out_when_the_others_are_closed(kind: type[BaseException]) -> None:
+    """As in a scope; it counts as a failure, so that it can't stop the passes that follow."""
+    store = MemoryStore()
+    await leave_behind(store, "a", "b", "c")
+    await leave_behind(store, "d", owner="other")
+    [_, second, *_] = [entry async for entry in store.scan("journal/")]
+    await store.put(second.key, {**second.value, "cleanup": "test.exit", "token": kind.__name__})
+    with pytest.raises(kind) as caught:
+        await recover(store, backoff=NEVER)
+
+    assert sorted(log) == ["a", "c", "d"]
+    assert [(one.attempts, one.error) for one in await pending(store)] == [(1, kind.__name__)]
+    assert caught.value.__notes__ == ["rescope: the pass of `recover` went on: 3 closed, 1 failed"]
+
+
+@cleanup("test.exit")
+async def leave_all(token: str) -> None:
+    raise SystemExit if token == "SystemExit" else KeyboardInterrupt
+
+
+async def test_of_several_troubles_an_exit_comes_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Else the first one does; the others are told."""
+    store = MemoryStore()
+    await leave_behind(store, "a")
+    [entry] = [entry async for entry in store.scan("journal/")]
+    await store.put(entry.key, {**entry.value, "cleanup": "test.exit", "token": "SystemExit"})
+    await leave_behind(store, "b", "c", owner="another")
+    failing.extend("bc")
+    pauses = iter([math.nan, "soon"])
+
+    def backoff(attempts: int) -> Any:
+        return next(pauses, 60)
+
+    with pytest.raises(SystemExit):
+        await recover(store, backoff=backoff, limit=1)
+
+    assert "recovering goes on, although ValueError: what `backoff` gives" in caplog.text
+    assert "recovering goes on, although TypeError: what `backoff` gives" in caplog.text
+    assert "recovering goes on, although SystemExit" in caplog.text
+
+
+async def test_a_backoff_that_gives_nonsense_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pass goes on with the usual pauses; then the error is raised."""
+    monkeypatch.setattr(_recovery, "BACKOFF", AT_ONCE)
+    store = MemoryStore()
+    await leave_behind(store, "a", "b")
+    await leave_behind(store, "c", owner="other")
+    failing.append("b")
+    with pytest.raises(ValueError, match="what `backoff` gives must be at least 0"):
+        await recover(store, backoff=lambda attempts: math.nan)
+
+    assert sorted(log) == ["a", "b", "b", "b", "c"]
+    assert [(one.token, one.attempts) for one in await pending(store)] == [("b", 3)]
+
+
 async def test_a_retry_waits_until_it_is_due() -> None:
     """Also that of another pass: what isn't due yet is kept for later; a clock that was set back delays nothing."""
     clock = Clock()
@@ -1069,6 +1398,24 @@ async def test_what_is_no_record_is_reported_and_kept() -> None:
     assert {one.error for one in report.unknown} == {"not a record of the journal"}
     assert log == []
     assert sorted(await content(store)) == sorted(keys)
+
+
+@pytest.mark.parametrize("field", ["since", "attempts", "next_try", "error", "cleanup"])
+@pytest.mark.parametrize("value", [-1e300, 1e18, pytest.param(10**400, id="huge"), -5, True, "a\nb\udcff", [], None])
+@once
+async def test_whatever_stands_in_a_record_it_is_shown_and_disturbs_nobody(field: str, value: Any) -> None:
+    """Times and counts that can't be are taken as none, and each text is one line."""
+    store = MemoryStore()
+    await leave_behind(store, "a")
+    [entry] = [entry async for entry in store.scan("journal/")]
+    await store.put(entry.key, {**entry.value, field: value})
+    await leave_behind(store, "b", owner="other")
+    shown = as_table(rows(await pending(store)))
+    report = await recover(store, backoff=lambda attempts: 2.0**attempts)
+
+    assert len(shown.encode().splitlines()) == 4
+    assert len(str(report).encode().splitlines()) == 5
+    assert "b" in log
 
 
 async def test_scopes_are_closed_side_by_side_up_to_a_limit() -> None:
@@ -1288,6 +1635,43 @@ async def test_a_store_that_fails_on_the_way(what: str) -> None:
     assert await tokens(store) == ["a"]
 
 
+async def test_a_store_that_fails_in_a_way_of_its_own() -> None:
+    """What a store of somebody's raises comes out as it is, when the others are closed."""
+
+    class Down(Good):
+        async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
+            if key.startswith("lease/journal/4:dead/"):
+                raise ConnectionResetError
+            return await super().put(key, value, ttl=ttl, if_version=if_version)
+
+    store = MemoryStore()
+    await leave_behind(store, "a")
+    await leave_behind(store, "b", owner="other")
+    with pytest.raises(ConnectionResetError):
+        await recover(Down(store))
+
+    assert log == ["b"]
+    assert await tokens(store) == ["a"]
+
+
+@once
+async def test_an_owner_that_begins_while_one_looks_is_live() -> None:
+    """`pending` doesn't take it for one that died, whose lease it has not seen."""
+
+    class Early(Good):
+        looked = False
+
+        def scan(self, prefix: str) -> AsyncIterator[Entry]:
+            early = prefix.startswith("lease/") and not self.looked
+            self.looked = True
+            return self.inner.scan("nothing" if early else prefix)
+
+    store = MemoryStore()
+    async with JournaledScope(store, "worker") as scope:
+        await scope.acquire(make, remove, token="a")
+        assert [one.live for one in await pending(Early(store))] == [True]
+
+
 async def test_a_record_that_was_written_anew_is_not_lost() -> None:
     """Neither a failure nor a success of the older one overwrites or deletes it."""
     store = MemoryStore()
@@ -1374,6 +1758,7 @@ async def test_a_recovery_that_is_cancelled_leaves_no_lease_and_loses_no_record(
         ({"ttl": -1}, ValueError),
         ({"clock": 1}, TypeError),
         ({"on_progress": 1}, TypeError),
+        ({"on_progress": make}, TypeError),
     ],
 )
 @once
@@ -1596,7 +1981,11 @@ def test_the_command_in_a_process(url: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--store", "jobs.db"], "recover: ValueError: `url` must begin with one of"),
-        (["--store", "memory:", "--import", "no_such_module"], "recover: ModuleNotFoundError: No module named"),
+        (
+            ["--import", "no_such_module", "--store", "memory:"],
+            "recover: ImportError: --import no_such_module: ModuleN",
+        ),
+        (["--import", ".relative", "--store", "memory:"], "recover: ImportError: --import .relative: TypeError"),
         (["--store", "sqlite:////no/such/folder/jobs.db"], "recover: StoreError: the store at"),
         (["--store", "memory:", "--grace", "0"], "recover: ValueError: `grace` must be more than 0 s"),
     ],
@@ -1605,6 +1994,44 @@ def test_what_the_command_can_not_do(arguments: list[str], message: str, capsys:
     """One line says why, and it ends with 2."""
     assert main(["recover", *arguments]) == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_module_that_exits_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script that was taken for a module with cleanups has not recovered anything."""
+    (tmp_path / "myscript.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert main(["recover", "--store", "memory:", "--import", "myscript"]) == 2
+    assert capsys.readouterr().err == "recover: ImportError: --import myscript: SystemExit: 0\n"
+
+
+def test_a_cleanup_that_exits_does_not_say_how_the_command_ends(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends with 2, and says what the pass has done."""
+
+    def leave(token: str) -> None:
+        raise SystemExit(0)
+
+    _registered["test.remove"] = leave
+    assert main(["recover", "--store", url, "--grace", "0.1"]) == 2
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "recover: SystemExit: 0",
+        "rescope: the pass of `recover` went on: 0 closed, 1 failed",
+    ]
+
+
+def test_what_nobody_expects_is_shown_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its traceback; and it ends with 2 as well, since 1 would say that something was left."""
+
+    async def broken(store: Store) -> list[PendingCleanup]:
+        raise Fault("never thought of")
+
+    monkeypatch.setattr(command, "pending", broken)
+    assert main(["pending", "--store", "memory:"]) == 2
+    assert capsys.readouterr().err.endswith("Fault: never thought of\n")
 
 
 def test_on_a_terminal_it_draws_with_rich(

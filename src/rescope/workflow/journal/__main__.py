@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -38,11 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         for module in options.modules:
-            import_module(module)
+            _import(module)
         return anyio.run(_pending if options.command == "pending" else _recover, options)
-    except (StoreError, ImportError, ValueError, OSError) as exc:
-        print(f"{options.command}: {reason(exc)}", file=sys.stderr)  # noqa: T201 (this is what it is for)
-        return 2
+    except (StoreError, ImportError, ValueError, OSError, SystemExit) as exc:
+        lines = [f"{options.command}: {reason(exc)}", *getattr(exc, "__notes__", ())]
+        print(*lines, sep="\n", file=sys.stderr)  # noqa: T201 (this is what it is for)
+    except Exception:
+        traceback.print_exc()
+    return 2
+
+
+def _import(module: str) -> None:
+    """Import what has cleanups. Whatever that raises, it is no success: a script may end by an exit."""
+    try:
+        import_module(module)
+    except (Exception, SystemExit) as exc:
+        msg = f"--import {module}: {reason(exc)}"
+        raise ImportError(msg) from exc
 
 
 def _parser() -> argparse.ArgumentParser:

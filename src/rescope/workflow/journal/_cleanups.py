@@ -9,12 +9,12 @@ from rescope._closer import check_callable, is_awaitable, name_of, reject
 from rescope.workflow.store import check_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from typing import TypeAlias
 
     Clean: TypeAlias = Callable[[Any], object]
 
-__all__ = ["cleanup", "find", "find_name", "known", "run"]
+__all__ = ["begin", "cleanup", "find", "find_name", "known", "run"]
 
 F = TypeVar("F", bound="Clean")
 
@@ -85,7 +85,21 @@ def find_name(given: object) -> str:
 
 async def run(fn: Clean, token: Any) -> None:
     """Run it; raise what it fails with."""
-    result = fn(token)
-    if is_awaitable(result):
-        result = await result  # type: ignore[misc]
-    reject(result)
+    await begin(fn, token)
+
+
+def begin(fn: Clean, token: Any) -> Awaitable[None]:
+    """Call it, here and now; give what is still to be awaited, which raises what it fails with."""
+    try:
+        return _end(fn(token), None)
+    except BaseException as exc:
+        return _end(None, exc)
+
+
+async def _end(result: object, error: BaseException | None) -> None:
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error
+    reject(await result if is_awaitable(result) else result)  # type: ignore[misc]

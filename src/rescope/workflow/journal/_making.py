@@ -9,7 +9,7 @@ from rescope import Resource, Scope
 from rescope._closer import is_awaitable
 from rescope.exceptions import reason
 from rescope.workflow._lease_held import tell
-from rescope.workflow.journal._cleanups import known, run
+from rescope.workflow.journal._cleanups import begin, known
 from rescope.workflow.store import check_key, decode, encode
 
 if TYPE_CHECKING:
@@ -37,25 +37,33 @@ class Making:
     It counts as one who stands on the owner's lease until it is closed.
     """
 
-    __slots__ = ("_begun", "_clean", "_join", "_key", "_owner", "_place", "_record", "_settled", "_token", "cleanup")
+    __slots__ = ("_begun", "_clean", "_key", "_owner", "_place", "_record", "_settled", "_token", "cleanup")
 
     _owner: Owner
     _key: str
     _record: dict[str, Any]
 
-    def __init__(self, join: Callable[[], Awaitable[Owner]], place: str, cleanup: str, token: Any) -> None:
+    def __init__(self, place: str, cleanup: str, token: Any) -> None:
         self.cleanup = cleanup
         self._clean = known(cleanup)
-        self._join = join
         self._place = place
         self._token = as_json(token)
         self._begun = False  # whether there may be something to clean up
         self._settled = False  # whether what is made was made while the lease was held
 
-    async def make(self, create: Callable[[Any], Any], token: Any) -> Any:
+    async def make(
+        self,
+        join: Callable[[], Awaitable[Owner]],
+        create: Callable[[Any], Any],
+        token: Any,
+        *,
+        name: str | None,
+        timeout: float | None,
+        force: Callable[[], object] | None,
+    ) -> Any:
         """Write the intent, and make it. Whatever fails or is cancelled, it is closed again before that comes out."""
-        self._stand_on(await self._join())
-        undoing = Resource(None, self.close, name=self.cleanup)
+        self._stand_on(await join())
+        undoing = Resource(None, self.close, name=name or self.cleanup, timeout=timeout, force=force)
         async with Scope(self.cleanup) as undo:
             undo.add(undoing)
             await self._write()
@@ -70,21 +78,25 @@ class Making:
         return value
 
     def _stand_on(self, owner: Owner) -> None:
-        key = owner.prefix + self._place
-        _check_depth(key)
-        self._key, self._owner = key, owner
+        _check_depth(owner.left + self._place)
+        self._key, self._owner = owner.prefix + self._place, owner
         self._record = {"cleanup": self.cleanup, "token": self._token, "owner": owner.life.owner, "since": time.time()}
         owner.need_too()
 
-    async def close(self, _value: object = None) -> None:
-        """Run the cleanup, then forget the record, unless that is somebody else's to do by now."""
+    def close(self, _value: object = None) -> Awaitable[None]:
+        """Run the cleanup, then forget the record, unless that is somebody else's to do by now.
+
+        As any closer, the cleanup is called in the closing task; so this does no more than that, and gives the rest.
+        """
+        if not self._begun:
+            return self._let_go_after(self._withdraw())
+        if self._owner.lost:
+            return self._let_go_after(self._close_lost())
+        return self._let_go_after(self._clean_up())
+
+    async def _let_go_after(self, closing: Awaitable[None]) -> None:
         try:
-            if not self._begun:
-                await self._withdraw()
-            elif self._owner.lost:
-                await self._close_lost()
-            else:
-                await self._clean_up()
+            await closing
         finally:
             await self._owner.let_go()
 
@@ -95,9 +107,29 @@ class Making:
         except Exception as exc:
             tell(f"the intent to make what {self.cleanup!r} cleans up may stand until it is recovered ({reason(exc)})")
 
-    async def _clean_up(self) -> None:
-        await run(self._clean, self._token)
+    def _clean_up(self) -> Awaitable[None]:
+        return self._forget_after(begin(self._clean, self._token))
+
+    async def _forget_after(self, cleaning: Awaitable[None]) -> None:
+        try:
+            await cleaning
+        except BaseException as exc:
+            if not self._owner.lost:
+                await self._leave(exc)
+            raise
         await self._forget()
+
+    async def _leave(self, error: BaseException) -> None:
+        """Let what could not be closed be recovered at once, although its owner lives, maybe for long."""
+        from anyio import CancelScope
+
+        record = {**self._record, "error": reason(error)}
+        try:
+            with CancelScope(shield=True):
+                await self._owner.journal.store.put(self._owner.left + self._place, record)
+                await self._forget()
+        except Exception as exc:
+            tell(f"what {self.cleanup!r} could not close may stay until its owner has ended ({reason(exc)})")
 
     async def _close_lost(self) -> None:
         """Close what still has a record; what was made when that may have been recovered gets it back first."""

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from anyio.lowlevel import RunVar
 
     from rescope.events import ScopeEvent
+    from rescope.workflow.journal._records import Life
     from rescope.workflow.store import Store
 
-__all__ = ["CleanupTakenError", "Journal", "Owner"]
+__all__ = ["CleanupTakenError", "Family", "Journal", "Owner"]
 
 
 class CleanupTakenError(Exception):
@@ -66,25 +67,55 @@ class Journal:
 
 
 @final
-class Owner:
-    """One life of an owner. It ends when nobody needs it any more, and never begins again."""
+class Family:
+    """A scope, its children, and what it was moved to: they share a life, as each may build on what another holds."""
 
-    __slots__ = ("_home", "_lease", "_needed", "_opening", "_told", "journal", "life", "prefix")
+    __slots__ = ("_joining", "_members", "_owner", "journal")
 
     def __init__(self, journal: Journal) -> None:
         from anyio import Lock
 
         self.journal = journal
-        self.life = begin_life(journal.owner, time.time(), os.urandom(5).hex())
-        self.prefix = self.life.prefix
+        self._joining = Lock()
+        self._members = 0
+        self._owner: Owner | None = None
+
+    async def join(self) -> Owner:
+        """Count one more of them that stands on the lease. Raises `LeaseLostError` where the others' is lost."""
+        async with self._joining:
+            if self._owner is None:
+                self._owner = await self.journal.join()
+            else:
+                self._owner.check()
+                self._owner.need_too()
+            self._members += 1
+            return self._owner
+
+    async def part(self, owner: Owner) -> None:
+        """Count one less. When there is none, the next one may begin another life."""
+        self._members -= 1
+        if not self._members:
+            self._owner = None
+        await owner.let_go()
+
+
+class Footing:
+    """A lease of an owner's life, on which several stand: the first one takes it, and the last one gives it back."""
+
+    __slots__ = ("_home", "_lease", "_needed", "_opening", "journal", "life")
+
+    def __init__(self, journal: Journal, life: Life) -> None:
+        from anyio import Lock
+
+        self.journal = journal
+        self.life = life
         self._needed = 0
         self._opening = Lock()
-        self._home = Scope(f"journal of {journal.owner}", on_event=self._on_event)
+        self._home = Scope(f"journal of {life.owner}", on_event=self._on_event)
         self._lease: Lease | None = None
-        self._told = False
 
     async def need(self) -> None:
-        """Count one more who stands on the lease. The first one takes it; it is kept in a task of its own."""
+        """Count one more who stands on it. The first one takes it; it is kept in a task of its own."""
         self._needed += 1
         try:
             if self._lease is None:
@@ -104,13 +135,15 @@ class Owner:
         self._needed -= 1
         if self._needed:
             return
-        owners = _owners_here()
-        for key in [key for key, owner in owners.items() if owner is self]:
-            del owners[key]
         try:
             await self._home.aclose()
         except ResourceCleanupError as error:
             self._tell_lost(error)
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody stands on it any more: it never begins again."""
+        return self._needed == 0
 
     @property
     def lost(self) -> bool:
@@ -129,24 +162,52 @@ class Owner:
             raise LeaseLostError(*lost.args) from lost.__cause__
         self._lease.check()
 
-    async def again(self, cleanup: str, fn: Callable[[], Awaitable[None]]) -> None:
-        """Do that with the lease, which is taken once more for it; one at a time. Refused where a recoverer has it."""
-        taken = False
-        try:
-            async with self._opening, self._new_lease():
-                taken = True
-                await fn()
-        except LeaseHeldError as held:
-            if taken:  # it is the cleanup's own, about another lease
-                raise
-            raise CleanupTakenError(cleanup, self.life.owner) from held
-
     def _new_lease(self) -> AbstractAsyncContextManager[Lease, bool | None]:
         return lease(self.journal.store, self.life.lease, ttl=self.journal.ttl, clock=self.journal.clock)
 
     def _on_event(self, event: ScopeEvent) -> None:
         if event.kind == "died":
             self._tell_lost(event.error)
+
+    def _tell_lost(self, error: BaseException | None) -> None:
+        """Say that it was lost, where nobody knows yet."""
+
+
+@final
+class Owner(Footing):
+    """One life of an owner."""
+
+    __slots__ = ("_again", "_told", "left", "prefix")
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal, begin_life(journal.owner, time.time(), os.urandom(5).hex()))
+        self.prefix = self.life.prefix
+        self.left = self.life.left.prefix
+        self._again: Footing | None = None
+        self._told = False
+
+    async def let_go(self) -> None:
+        """Count one less; the last one ends this life."""
+        if self._needed == 1:
+            owners = _owners_here()
+            for key in [key for key, owner in owners.items() if owner is self]:
+                del owners[key]
+        await super().let_go()
+
+    async def again(self, cleanup: str, fn: Callable[[], Awaitable[None]]) -> None:
+        """Do that with the lease, which is taken once more for it. Refused where a recoverer has it."""
+        footing = self._again
+        if footing is None or footing.over:
+            footing = self._again = Footing(self.journal, self.life)
+        try:
+            await footing.need()
+        except LeaseHeldError as held:
+            raise CleanupTakenError(cleanup, self.life.owner) from held
+        try:
+            footing.check()
+            await fn()
+        finally:
+            await footing.let_go()
 
     def _tell_lost(self, error: BaseException | None) -> None:
         if not self._told:

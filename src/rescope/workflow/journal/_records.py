@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
@@ -18,6 +17,8 @@ PREFIX: Final = "journal/"
 LEASES: Final = "lease/"
 UNREADABLE: Final = "not a record of the journal"
 
+_YEAR_10000 = 253402300800.0
+_MANY = 1_000_000
 _DIGITS = re.compile(r"[0-9]+:")
 
 
@@ -36,6 +37,11 @@ class Life(NamedTuple):
     def lease(self) -> str:
         """The name of its lease."""
         return self.prefix.removesuffix("/")
+
+    @property
+    def left(self) -> Life:
+        """What stands for what this one could not close while it goes on: no lease is ever held of that name."""
+        return Life(self.owner, f"{self.id}-left")
 
 
 def begin_life(owner: str, now: float, mark: str) -> Life:
@@ -101,17 +107,22 @@ def read(entry: Entry, live: frozenset[str] = frozenset()) -> PendingCleanup:
         at if readable else "?",
         str(name) if readable else "",
         value.get("token"),
-        _number(value.get("since")) or 0.0,
+        _time(value.get("since")) or 0.0,
         LEASES + life.lease in live,
-        int(_number(value.get("attempts")) or 0),
+        _count(value.get("attempts")),
         (error if isinstance(error, str) else None) if readable else UNREADABLE,
-        _number(value.get("next_try")),
+        _time(value.get("next_try")),
     )
 
 
-def _number(value: object) -> float | None:
-    known = isinstance(value, int | float) and math.isfinite(value)
+def _time(value: object) -> float | None:
+    """Read a time, in epoch seconds, that can be shown."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _YEAR_10000
     return float(value) if known else None  # type: ignore[arg-type]
+
+
+def _count(value: object) -> int:
+    return int(value) if isinstance(value, int) and 0 <= value < _MANY else 0
 
 
 async def live_leases(store: Store) -> frozenset[str]:

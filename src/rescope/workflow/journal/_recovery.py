@@ -10,36 +10,35 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from rescope import Resource, ResourceCleanupError
-from rescope._closer import check_callable
+from rescope._closer import check_callable, is_coroutine_function, name_of
 from rescope.exceptions import reason
 from rescope.workflow._names import check_store
-from rescope.workflow.journal._cleanups import find, run
+from rescope.workflow.journal._cleanups import run
+from rescope.workflow.journal._left import Left
 from rescope.workflow.journal._records import LEASES, PREFIX, Life, life_of, live_leases, read
 from rescope.workflow.journal._report import RecoveryReport
 from rescope.workflow.lease import LeaseHeldError, LeaseLostError, lease
-from rescope.workflow.retries import Backoff
-from rescope.workflow.store import StoreError, VersionConflictError, check_ttl
+from rescope.workflow.retries import _LONGEST, Backoff, _check_number
+from rescope.workflow.store import VersionConflictError, check_ttl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from rescope.workflow.journal._records import PendingCleanup
     from rescope.workflow.lease import Lease
-    from rescope.workflow.store import Entry, Store
+    from rescope.workflow.store import Store
 
 __all__ = ["BACKOFF", "pending", "recover"]
 
 BACKOFF: Final = Backoff(first=0.5)
 RECOVERY: Final = "journal-recovery"
 
-_PATIENCE = 3.0  # seconds for which a pass waits for a retry
-_TRIES = 3  # in one pass
+_LIVES = 100  # that are taken over at once, whose leases are to be renewed
 
 
 async def pending(store: Store) -> list[PendingCleanup]:
@@ -48,8 +47,10 @@ async def pending(store: Store) -> list[PendingCleanup]:
     Raises `TypeError` for what is no store, `StoreError` where the store fails.
     """
     check_store(store)
-    live = await live_leases(store)
-    return [read(entry, live) async for entry in store.scan(PREFIX)]
+    before = await live_leases(store)
+    entries = [entry async for entry in store.scan(PREFIX)]
+    live = before | await live_leases(store)  # who began meanwhile is live, and who ended was
+    return [read(entry, live) for entry in entries]
 
 
 async def recover(
@@ -70,15 +71,17 @@ async def recover(
     to an hour): in this pass where that is within 3 seconds, up to three times, else in a later one. A cleanup of
     a name that is not registered here is kept and reported, so import the modules with your cleanups first.
 
-    `grace`, in seconds, bounds the pass: a cleanup may take half of what is left of it, the last one of its scope all;
-    what takes longer is cancelled, has failed, and is left behind if it does not end. `ttl` is that of the leases of
-    the recoverer: so long it takes until another one can go on for one that died. `clock` gives epoch seconds, for the
-    times that are written. `on_progress` is called with each cleanup that was closed or has failed.
+    `grace`, in seconds, bounds the pass: a cleanup may take half of what is left of it, or all where no other one waits
+    for its first try; what takes longer is cancelled, has failed, and is left behind if it does not end. `ttl` is that
+    of the leases of the recoverer: so long it takes until another one can go on for one that died. `clock` gives epoch
+    seconds, for the times that are written. `on_progress`, which is sync, is called with each cleanup that was closed
+    or has failed.
 
     One recoverer works at a time: where another one is at it this returns at once. A cancellation waits for the
     cleanups that are under way; no other one begins.
 
-    Raises `TypeError` or `ValueError` for arguments that can't be, `StoreError` where the store fails.
+    Raises `TypeError` or `ValueError` for arguments that can't be. When all the others were closed: `StoreError` where
+    the store fails, what `backoff` raises, and a `KeyboardInterrupt` or `SystemExit` of a cleanup.
     """
     _check(store, grace, backoff, limit, ttl, clock, on_progress)
     recovery = _Recovery(store, grace, backoff, limit, ttl, clock, on_progress)
@@ -118,13 +121,14 @@ class _Recovery:
         self.on_progress = on_progress
         self.now = current_time
         self.end = current_time() + grace
-        self.patience = current_time() + min(grace, _PATIENCE)
-        self.lives = CapacityLimiter(limit)
+        self.lives = CapacityLimiter(_LIVES)
         self.scopes = CapacityLimiter(limit)
-        self.found: list[_Left] = []
+        self.ahead = 0  # how much has not had its first try yet: lives to take over, and records
+        self.found: list[Left] = []
         self.closed: list[PendingCleanup] = []
         self.strange: list[PendingCleanup] = []
-        self.trouble: StoreError | None = None
+        self.unreached: list[PendingCleanup] = []
+        self.trouble: BaseException | None = None
 
     async def run(self, held: Lease) -> None:
         """Take over each life whose lease has run out, and close what it left."""
@@ -132,11 +136,13 @@ class _Recovery:
 
         lives = await self._lives()
         live = await live_leases(self.store)
+        over = [life for life in lives if LEASES + life.lease not in live]
+        self.ahead = len(over)
         async with create_task_group() as tasks:
-            for life in lives:
-                if LEASES + life.lease not in live:
-                    tasks.start_soon(self._take_over, life, held)
+            for life in sorted(over, key=lambda life: _tried(lives[life])):
+                tasks.start_soon(self._take_over, life, lives[life], held)
         if self.trouble is not None:
+            self.trouble.add_note(f"rescope: the pass of `recover` went on: {self.report().summary}")
             raise self.trouble
 
     def report(self, *, busy: bool = False) -> RecoveryReport:
@@ -146,91 +152,133 @@ class _Recovery:
             tuple(self.closed),
             tuple(left.item for left in kept if left.tries),
             tuple(left.item for left in kept if left.unknown) + tuple(self.strange),
-            tuple(left.item for left in kept if not left.tries and not left.unknown),
+            tuple(left.item for left in kept if not left.tries and not left.unknown) + tuple(self.unreached),
             busy,
         )
 
-    async def _lives(self) -> list[Life]:
+    async def _lives(self) -> dict[Life, list[PendingCleanup]]:
         """Give all that have left something; whose lease has run out is asked later, as a live one adds records."""
-        lives: dict[Life, None] = {}
+        lives: dict[Life, list[PendingCleanup]] = {}
         async for entry in self.store.scan(PREFIX):
             life = life_of(entry.key)
             if life is None:
                 self.strange.append(read(entry))
             else:
-                lives[life] = None
-        return list(lives)
+                lives.setdefault(life, []).append(read(entry))
+        return lives
 
-    async def _take_over(self, life: Life, recovering: Lease) -> None:
+    async def _take_over(self, life: Life, seen: list[PendingCleanup], recovering: Lease) -> None:
         """Close what that one left, unless it is back."""
-        from anyio import create_task_group
-
         async with self.lives:
+            if self.now() >= self.end:
+                self.unreached += seen
+                return
             try:
                 async with lease(self.store, life.lease, ttl=self.ttl) as held:
-                    lines = await self._lines(life)
-                    async with create_task_group() as tasks:
-                        for line in lines:
-                            tasks.start_soon(self._close_line, line, (recovering, held))
+                    await self._close_life(life, (recovering, held))
             except LeaseHeldError:
                 pass  # it is live, or another recoverer is at it
             except LeaseLostError as lost:
                 _log("what owner %r left is left to others: %s", life.owner, lost)
-            except StoreError as exc:
-                self.trouble = exc
+            except Exception as exc:
+                self._keep_trouble(exc)
 
-    async def _lines(self, life: Life) -> list[list[_Left]]:
-        """Give what there is to close of each scope, the latest first; read when nobody else can write it."""
-        entries = [entry async for entry in self.store.scan(life.prefix)]
-        found = [_Left(entry, self.clock(), self.now(), self.backoff) for entry in entries]
+    async def _close_life(self, life: Life, leases: tuple[Lease, ...]) -> None:
+        """Close what is there, the scopes side by side; read when nobody else can write it."""
+        from anyio import create_task_group
+
+        found = [Left(entry) async for entry in self.store.scan(life.prefix)]
         self.found += found
-        known = [left for left in reversed(found) if not left.unknown]
-        return [list(line) for _, line in groupby(known, key=lambda left: left.item.scope)]
+        for left in found:
+            left.wait(self._rest_of_pause(left.item), self.now())
+        todo = [left for left in reversed(found) if not left.over]
+        self.ahead += len(todo) - 1
+        lines = [list(line) for _, line in groupby(todo, key=lambda left: left.item.scope)]
+        async with create_task_group() as tasks:
+            for line in sorted(lines, key=lambda line: _tried(left.item for left in line)):
+                tasks.start_soon(self._close_line, line, leases)
 
-    async def _close_line(self, line: list[_Left], leases: tuple[Lease, ...]) -> None:
-        """Close what one scope left, in that order, each as soon as it is due."""
+    async def _close_line(self, todo: list[Left], leases: tuple[Lease, ...]) -> None:
+        """Close what one scope left, each as soon as it is due."""
         from anyio import sleep_until
+
+        while todo and self._may_begin(leases):
+            await sleep_until(min(self.end, *(left.due for left in todo)))
+            async with self.scopes:
+                await self._close_due(todo, leases)
+
+    async def _close_due(self, todo: list[Left], leases: tuple[Lease, ...]) -> None:
+        """Close the youngest that is due, until none is."""
         from anyio.lowlevel import checkpoint
 
-        while todo := [left for left in line if self._worth_waiting(left)]:
-            await sleep_until(min(left.due for left in todo))
-            async with self.scopes:
-                for left in todo:
-                    await checkpoint()
-                    if left.due <= self.now() and all(held.remaining for held in leases):
-                        await self._try(left, last=left is line[-1])
-            if not all(held.remaining for held in leases):
-                break
+        while True:
+            await checkpoint()
+            left = next((left for left in todo if left.due <= self.now()), None)
+            if left is None or not self._may_begin(leases):
+                return
+            await self._try(left)
+            if left.over:
+                todo.remove(left)
 
-    def _worth_waiting(self, left: _Left) -> bool:
-        return not left.closed and left.tries < _TRIES and left.due <= self.patience and self.now() < self.end
+    def _may_begin(self, leases: tuple[Lease, ...]) -> bool:
+        return self.now() < self.end and all(held.remaining for held in leases)
 
-    async def _try(self, left: _Left, *, last: bool) -> None:
-        seconds = max(0.0, self.end - self.now()) / (1 if last else 2)
-        timeout = None if seconds == math.inf else seconds
+    async def _try(self, left: Left) -> None:
+        if not left.tries:
+            self.ahead -= 1
+        seconds = (self.end - self.now()) / (2 if self.ahead else 1)  # who hangs leaves as much to those who wait
+        timeout = None if seconds == math.inf else max(0.0, seconds)
         closing = Resource(None, partial(self._close, left), name=left.item.cleanup, timeout=timeout)
         try:
             await closing.aclose()
         except ResourceCleanupError as error:
             await self._note(left, error.exceptions[0])
+        except (KeyboardInterrupt, SystemExit) as exc:  # as in a scope, it comes out when the others were closed too
+            self._keep_trouble(exc)
+            await self._note(left, exc)
         self._tell(left.item)
 
-    async def _close(self, left: _Left) -> None:
+    async def _close(self, left: Left) -> None:
         await run(left.clean, left.item.token)
         await self.store.delete(left.item.key, if_version=left.version)
-        left.closed = True
+        left.end()
         self.closed.append(left.item)
 
-    async def _note(self, left: _Left, error: Exception) -> None:
+    async def _note(self, left: Left, error: BaseException) -> None:
         """Write down that it has failed, and when it is tried again."""
-        left.failed(reason(error), self.clock(), self.now(), self.backoff)
+        left.failed(reason(error))
         _log("cleanup %r of owner %r has failed: %s", left.item.cleanup, left.item.owner, left.item.error)
+        pause = self._pause(left.item.attempts)
+        left.wait(pause, self.now())
         try:
-            left.version = await self.store.put(left.item.key, left.record(), if_version=left.version)
+            record = left.record(self.clock() + pause)
+            left.version = await self.store.put(left.item.key, record, if_version=left.version)
         except VersionConflictError:
-            left.tries = _TRIES  # somebody else has written it, or closed it
-        except StoreError as exc:
+            left.over = True  # somebody else has written it, or closed it
+        except Exception as exc:
+            self._keep_trouble(exc)
+
+    def _rest_of_pause(self, item: PendingCleanup) -> float:
+        """Give how long it still has to wait; a clock that was set back makes it wait no longer than a pause takes."""
+        rest = 0.0 if item.next_try is None else item.next_try - self.clock()
+        return min(rest, self._pause(item.attempts)) if rest > 0 else 0.0
+
+    def _pause(self, attempts: int) -> float:
+        """Give what `backoff` does; where that can't be, the pass goes on with the one there is without it."""
+        try:
+            pause = self.backoff(attempts)
+            _check_number("what `backoff` gives", pause, 0, _LONGEST)
+        except Exception as exc:
+            self._keep_trouble(exc)
+            return BACKOFF(attempts)
+        return pause
+
+    def _keep_trouble(self, exc: BaseException) -> None:
+        """Keep what is to be raised when the others were closed too: the first one, and an exit before all else."""
+        worse = not isinstance(exc, Exception) and isinstance(self.trouble, Exception)
+        if self.trouble is None or worse:
             self.trouble = exc
+        _log("recovering goes on, although %s", reason(exc))
 
     def _tell(self, item: PendingCleanup) -> None:
         try:
@@ -240,37 +288,13 @@ class _Recovery:
             _log("on_progress raised, and the recovery goes on: %s", reason(exc))
 
 
-@final
-class _Left:
-    """One record that was left, and what has become of it in this pass."""
+def _tried(items: Iterable[PendingCleanup]) -> int:
+    """Give how often of all these the most stubborn one was tried.
 
-    def __init__(self, entry: Entry, clock: float, now: float, backoff: Callable[[int], float]) -> None:
-        self.item = read(entry)
-        self.value: dict[str, Any] = entry.value
-        self.version = entry.version
-        found = find(self.item.cleanup)
-        self.unknown = found is None
-        self.clean: Callable[[Any], object] = found or _nothing
-        self.tries = 0
-        self.closed = False
-        # A clock that was set back makes nothing wait for longer than it would have to anyway.
-        wait = 0.0 if self.item.next_try is None else min(self.item.next_try - clock, backoff(self.item.attempts))
-        self.due = now + max(0.0, wait)
-
-    def failed(self, error: str, clock: float, now: float, backoff: Callable[[int], float]) -> None:
-        self.tries += 1
-        attempts = self.item.attempts + 1
-        pause = backoff(attempts)
-        self.item = replace(self.item, attempts=attempts, error=error, next_try=clock + pause)
-        self.due = now + pause
-
-    def record(self) -> dict[str, Any]:
-        item = self.item
-        return {**self.value, "attempts": item.attempts, "error": item.error, "next_try": item.next_try}
-
-
-def _nothing(_: object) -> None:
-    """Stand where a cleanup would that isn't known: it is never called."""
+    Those that never failed begin first: else, with a short grace, those that hang would have all of it in each pass. On
+    trio tasks begin in an order of chance, which starves nobody either.
+    """
+    return max(item.attempts for item in items)
 
 
 def _log(message: str, *args: object) -> None:
@@ -302,3 +326,6 @@ def _check(
     check_callable(clock, "clock")
     if on_progress is not None:
         check_callable(on_progress, "on_progress")
+        if is_coroutine_function(on_progress):
+            msg = f"`on_progress` must be sync, and {name_of(on_progress)} is async: nothing awaits it"
+            raise TypeError(msg)

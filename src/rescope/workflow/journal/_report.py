@@ -88,15 +88,20 @@ def as_table(cells: Sequence[tuple[str, ...]]) -> str:
 
 def _who(one: PendingCleanup) -> tuple[str, ...]:
     since = f"{datetime.fromtimestamp(one.since, UTC):%Y-%m-%d %H:%M:%S}"
-    return one.owner, f"{one.life[-4:]}/{one.scope.lstrip('0')}", _numbers(one.place), one.cleanup or "?", since
+    return one.owner, f"{one.life[-4:]}/{one.scope.lstrip('0')}", _numbers(one.place), _shown(one.cleanup) or "?", since
 
 
 def _numbers(place: str) -> str:
     return ".".join(number.lstrip("0") for number in place.split("/"))
 
 
+def _shown(text: str) -> str:
+    """Let it be one line that any terminal can show: who wrote it isn't known."""
+    return " ".join(text.encode(errors="backslashreplace").decode().split())
+
+
 def _why(one: PendingCleanup, what: str) -> str:
     tries = f", {one.attempts} tries" if one.attempts > 1 else ", 1 try" if one.attempts else ""
-    error = f": {one.error}" if one.error else ""
+    error = f": {_shown(one.error)}" if one.error else ""
     due = f"; next try {datetime.fromtimestamp(one.next_try, UTC):%H:%M:%S}" if one.next_try else ""
     return f"{what}{tries}{error}{due}"

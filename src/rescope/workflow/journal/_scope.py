@@ -14,7 +14,7 @@ from rescope._unwind import Unwinding
 from rescope.workflow._names import check_store, section
 from rescope.workflow.journal._cleanups import find_name
 from rescope.workflow.journal._making import Making
-from rescope.workflow.journal._owner import Journal
+from rescope.workflow.journal._owner import Family, Journal
 from rescope.workflow.journal._records import place
 from rescope.workflow.lease import _clock
 from rescope.workflow.store import check_ttl
@@ -44,8 +44,8 @@ class _Parting(Unwinding):
     async def run(self, held: Held) -> None:
         """Close all that is held, then let the lease go; in time, and out of reach of what cancels this task."""
         await super().run(held)
-        while (owner := cast("JournaledScope", self.scope)._part()) is not None:
-            job = backend().start(owner.let_go)
+        while (parting := cast("JournaledScope", self.scope)._part()) is not None:
+            job = backend().start(parting)
             await backend().finish(job, self.flight, self.limit(None))
             await super().run(held)
 
@@ -60,7 +60,7 @@ class JournaledScope(Scope):
     and given back when all scopes that did one are closed.
 
     It may hold anything else too, and closes all of it in one order. Its children journal as well, at their place in
-    that order. `clock` is that of the lease, for tests.
+    that order and in the same life. `clock` is that of the lease, for tests.
 
     Where the lease is lost (the store could not be reached for `ttl`, or the process was stopped as long), a WARNING on
     the logger `rescope` tells it, `acquire` with a token raises `LeaseLostError`, and what was acquired is left to who
@@ -90,7 +90,7 @@ class JournaledScope(Scope):
         _check(store, owner, ttl, clock)
         super().__init__(name, grace=grace, concurrent=concurrent, on_event=on_event)
         self._plain = False
-        self._journal = Journal(store, owner, ttl, clock)
+        self._family = Family(Journal(store, owner, ttl, clock))
         self._path = f"{place(next(_scopes))}/"
         self._places = count(1)
 
@@ -157,11 +157,11 @@ class JournaledScope(Scope):
         token names: think of a token that is good for this one making, as a name with a random part. It is JSON. What
         `acquire` gives need not be. When the scope closes, or the resource is released, the cleanup is run with a copy
         of the token, and the record goes; where the cleanup fails that is told as any failure to close, and the record
-        stays for `recover`.
+        is left to `recover` at once.
 
-        Where `acquire` fails or is cancelled, the cleanup is run at once, as something may have been made. No
-        cancellation leaves anything made that isn't written down. Otherwise it is as `Scope.acquire`; without a token
-        it is that, and nothing is written.
+        Where `acquire` fails or is cancelled, the cleanup is run at once, as something may have been made, with the
+        same `timeout` and `force`. No cancellation leaves anything made that isn't written down. Otherwise it is as
+        `Scope.acquire`; without a token it is that, and nothing is written.
 
         Raises, before anything is written: `TypeError` or `ValueError` for a token that is not JSON, and for a cleanup
         that is not registered; `ScopeClosedError` on a closed scope; `LeaseLostError` where the owner has lost its
@@ -177,9 +177,9 @@ class JournaledScope(Scope):
         self._refuse_closed()
         check_callable(acquire, "create")
         cleanup = find_name(release)
-        making = Making(self._join, self._path + place(next(self._places)), cleanup, token)
+        making = Making(self._path + place(next(self._places)), cleanup, token)
         return await super().acquire(
-            partial(making.make, acquire, token),
+            partial(making.make, self._join, acquire, token, name=name, timeout=timeout, force=force),
             making.close,
             name=cleanup if name is None else name,
             timeout=timeout,
@@ -193,6 +193,7 @@ class JournaledScope(Scope):
         Closing this one closes it, with the same outcome; closing it first takes it off.
         """
         child = cast("JournaledScope", super().child(name, grace=grace, concurrent=concurrent))
+        child._family = self._family
         child._path = f"{self._path}{place(next(self._places))}/"
         return child
 
@@ -203,7 +204,7 @@ class JournaledScope(Scope):
         unless it is open.
         """
         new = cast("JournaledScope", super().move())
-        new._path, new._places = self._path, self._places
+        new._family, new._path, new._places = self._family, self._path, self._places
         new._owner, self._owner = self._owner, None
         return new
 
@@ -212,26 +213,26 @@ class JournaledScope(Scope):
     async def _join(self) -> Owner:
         """Give the life that this scope belongs to. What is made in it counts on it until the scope is closed."""
         if self._owner is None:
-            owner = await self._journal.join()
+            owner = await self._family.join()
             if self._state == "closed":
-                await owner.let_go()
+                await self._family.part(owner)
                 msg = f"{self._label()} was closed meanwhile: nothing was made"
                 raise ScopeClosedError(msg)
             if self._owner is not None:  # another task of this scope was first
-                await owner.let_go()
+                await self._family.part(owner)
             else:
                 self._owner = owner
                 self._held = self._held or hold(self)  # so that its end is one to be run
         self._owner.check()
         return self._owner
 
-    def _part(self) -> Owner | None:
-        """Give the life that it belonged to, once."""
+    def _part(self) -> Callable[[], Awaitable[None]] | None:
+        """Give what takes it out of the life that it belonged to, once."""
         owner, self._owner = self._owner, None
-        return owner
+        return None if owner is None else partial(self._family.part, owner)
 
     def _another(self, name: str | None, *, grace: float | None, concurrent: bool) -> JournaledScope:
-        journal = self._journal
+        journal = self._family.journal
         return JournaledScope(
             journal.store,
             journal.owner,
