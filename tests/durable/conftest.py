@@ -9,13 +9,21 @@ import anyio
 import pytest
 
 from conftest import ASYNCIO_ONLY
-from rescope.workflow.durable import Durable
+from rescope.workflow.durable import Durable, _app, _takeover
 
 
 @pytest.fixture(params=ASYNCIO_ONLY[:1])
 def anyio_backend(request: pytest.FixtureRequest) -> object:
     """The engine is at home on asyncio; what differs with uvloop has a test of its own."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the engine, and us, ask more often than is good for a database."""
+    monkeypatch.setattr("dbos._core._PREEMPTIBLE_POLL_INTERVAL_SEC", 0.05, raising=False)
+    monkeypatch.setattr(_takeover, "_PICKED_UP_WITHIN", 0.05)
+    monkeypatch.setattr(_app, "_ASK_AGAIN", 0.02)
 
 
 @pytest.fixture

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import threading
+from contextvars import ContextVar
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,7 +30,9 @@ from rescope.workflow.durable import (
     _attempts,
     gather,
 )
-from rescope.workflow.durable._attempts import Policy, Work, _current_task
+from rescope.workflow.durable._attempts import Policy, Work, _current_task, _Run
+from rescope.workflow.durable._children import Children, below
+from rescope.workflow.durable._packing import same
 
 
 class Unpicklable(Exception):
@@ -166,6 +171,31 @@ async def test_an_attempt_that_takes_too_long_is_unwound_and_tried_again(app: Du
     assert log == ["open", "close"] * 2
 
 
+async def test_a_body_that_has_ended_has_ended_in_time(app: Durable) -> None:
+    """What it returned is the result, and what it raised its failure, though the scope takes longer to unwind."""
+    log: list[str] = []
+
+    @app.function(namespace="orders.payment", attempts=1, timeout=0.2)
+    async def charge(scope: Scope, fail: bool) -> str:
+        async def close() -> None:
+            await anyio.sleep(0.3)
+            log.append("closed")
+
+        scope.defer(close)
+        if fail:
+            raise LookupError("no such customer")
+        return "charged"
+
+    async with app:
+        handles = [await charge.start(fail) for fail in (False, True)]
+        results = await gather(*handles)
+
+    assert results[0] == Ok("charged")
+    assert isinstance(results[1], Err)
+    assert isinstance(results[1].error, LookupError)
+    assert log == ["closed"] * 2
+
+
 def test_pauses_double_up_to_the_largest() -> None:
     """The first pause is `backoff`, each next one twice as long, none longer than `max_backoff`."""
     policy = Policy("a.b.c", anyio.sleep, 10_000, 1.0, 60.0, None)
@@ -287,6 +317,20 @@ async def test_an_exception_that_cannot_be_pickled_comes_as_a_remote_error(app: 
     assert log == ["tried"] * 2
 
 
+async def test_everybody_who_waits_gets_a_copy(app: Durable) -> None:
+    """What one of them does to the result reaches no other, also where the work ran in this process."""
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope) -> list[int]:
+        return [1]
+
+    async with app:
+        handle = await charge.start()
+        (await handle.result()).append(2)
+
+        assert [await handle.result(), await app.handle(handle.id).result()] == [[1], [1]]
+
+
 def test_errors_survive_a_restart() -> None:
     """Those of our own are the same when they were pickled and read again."""
     for error in (DurableCancelledError("7"), KeyReusedError("7"), RemoteError("KeyError", "no key")):
@@ -395,6 +439,25 @@ async def test_arguments_that_cannot_be_compared_are_compared_as_they_are_stored
         assert again.id.endswith("=k")
 
 
+def test_what_is_equal_is_the_same_wherever_it_is_kept() -> None:
+    """Two equal strings in a value count the same as one that is there twice; a value that holds itself is compared."""
+    one, other = str(b"ab", "ascii"), str(b"ab", "ascii")
+    ring, ring_2 = Plain(0), Plain(0)
+    ring.values, ring_2.values = [ring], [ring_2]
+
+    assert same(Plain(one, one), Plain(one, other))
+    assert same(ring, ring_2)
+    assert not same(ring, Plain(ring))
+    assert not same(Plain(1), Plain(2))
+
+
+class Plain:
+    """Says nothing about when two of it are equal."""
+
+    def __init__(self, *values: object) -> None:
+        self.values: Any = values
+
+
 async def reached(handle: Handle[Any], progress: Progress) -> bool:
     return await handle.progress() == progress
 
@@ -491,6 +554,43 @@ async def test_what_is_started_after_a_restart_is_new(app: Durable) -> None:
     async with app:
         assert await handle.result() == [0, 10, 20]
     assert log == [0, -1, 1, 2]
+
+
+async def test_what_another_one_has_started_is_never_taken_for_ones_own(app: Durable) -> None:
+    """Keys that differ in a capital letter, or in what a database takes for a wildcard, are different parents."""
+    log: list[str] = []
+
+    @app.function(namespace="orders.step")
+    async def step(scope: Scope) -> int:
+        log.append("step")
+        return len(log)
+
+    @app.function(namespace="orders.order", attempts=2, backoff=0)
+    async def order(scope: Scope, key: str) -> int:
+        if key not in log:
+            log.append(key)
+            raise ConnectionError  # the first attempt of a start knows that nothing was started before
+        return await (await step.start()).result()
+
+    async with app:
+        keys = ["A_", "a_", "a%", "ab"]
+        handles = [await order.start(key, key=key) for key in keys]
+        results = [await handle.result() for handle in handles]
+
+        assert len(set(results)) == len(keys)
+        assert [await handle.progress() for handle in handles] == [Progress(1, 1, 0)] * 4
+    assert log.count("step") == 4
+
+
+def test_ids_stay_short_enough_for_an_index() -> None:
+    """However deep functions start others, an id stays below the 2700 bytes that PostgreSQL can index."""
+    ids = ["durable/4:shop/orders.payment.charge=" + "k" * 400]
+    for depth in range(100):
+        ids.append(f"{below(ids[-1])}1.{depth}:orders.payment.charge")
+
+    assert max(map(len, ids)) < 600
+    assert below("a" * 400) != below("a" * 401)
+    assert below("7") == ">1:7/"
 
 
 async def test_many_are_gathered_also_where_some_fail(app: Durable) -> None:
@@ -607,15 +707,180 @@ async def test_a_cancel_of_asyncio_leaves_the_work_for_later(app: Durable) -> No
 
 
 async def test_a_cancellation_that_nobody_asked_for_is_a_failure(app: Durable) -> None:
-    """A body that raises `CancelledError` by itself has failed, and is not pending for ever."""
+    """A body that raises what is no `Exception`, also in a group, has failed, and is not pending for ever."""
+
+    class Stop(BaseException): ...
+
+    raised: list[BaseException] = [
+        asyncio.CancelledError(),
+        Stop(),
+        BaseExceptionGroup("two", [asyncio.CancelledError(), ValueError()]),
+    ]
 
     @app.function(namespace="orders.payment", attempts=1)
-    async def charge(scope: Scope) -> None:
-        raise asyncio.CancelledError
+    async def charge(scope: Scope, number: int) -> None:
+        raise raised[number]
 
     async with app:
-        with pytest.raises(RuntimeError, match="raised a CancelledError, and nobody had cancelled it"):
+        for number, exc in enumerate(raised):
+            with pytest.raises(RuntimeError, match=f"raised a {type(exc).__name__}, and nobody had cancelled it"):
+                await (await charge.start(number)).result()
+
+
+async def test_what_ends_the_process_is_no_failure() -> None:
+    """It comes out as it is, so the attempt is one that was cut short."""
+
+    async def leave(scope: Scope) -> None:
+        raise SystemExit(3)
+
+    run = _Run(Policy("a.b.c", leave, 1, 0, 0, None), ())
+    with pytest.raises(SystemExit):
+        await Work()._attempt(run, Children("7", 1, first=True))
+
+    assert run.again
+
+
+async def test_what_lost_its_task_is_taken_up_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By the same process, while it is open; what runs there is left alone, and a WARNING says so."""
+    app = Durable(url=url, name="shop", recover_every=0.05)
+    tasks: dict[str, list[asyncio.Task[Any] | None]] = {"a": [], "b": []}
+    may_end = anyio.Event()
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope, order: str) -> str:
+        tasks[order].append(asyncio.current_task())
+        await (anyio.sleep_forever() if tasks["a"][1:] == [] else may_end.wait())
+        return f"{order} charged"
+
+    async with app:
+        handle = await charge.start("a")
+        await until(lambda: len(tasks["a"]) == 1)
+        lost = tasks["a"][0]
+        assert lost is not None
+        lost.cancel()
+        await until(lambda: len(tasks["a"]) == 2)
+        other = await charge.start("b")
+        may_end.set()
+
+        assert await app.handle(handle.id).result() == "a charged"
+        assert await other.result() == "b charged"
+    assert list(map(len, tasks.values())) == [2, 1]
+    told = [record.getMessage() for record in caplog.records if record.name == "rescope"]
+    assert told == [f"{handle.id} did not come to its end in this process, and is taken up again"]
+
+
+async def test_what_is_cut_short_again_and_again_fails(app: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends its process each time does so for a hundred times; what waits for it goes on, and is told."""
+    monkeypatch.setattr(_attempts, "_CUTS", 2)
+    log: list[str] = []
+
+    @app.function(namespace="orders.payment", attempts=3)
+    async def charge(scope: Scope) -> None:
+        log.append("charge")
+        await anyio.sleep_forever()
+
+    @app.function(namespace="orders.order", attempts=1)
+    async def order(scope: Scope) -> str:
+        try:
             await (await charge.start()).result()
+        except RuntimeError as exc:
+            return str(exc)
+        return ""
+
+    async with app:
+        handle = await order.start()
+        await until(lambda: len(log) == 1)
+    async with app:
+        await until(lambda: len(log) == 2)
+    async with app:
+        said = await handle.result()
+
+    assert said == "attempt 1 was cut short 2 times in a row, and may be what ends the process"
+    assert log == ["charge"] * 2
+
+
+@pytest.mark.parametrize(("soon", "plan"), [(0.0, "cut cut cut end"), (3600.0, "cut fail cut end")])
+async def test_what_is_cut_short_now_and_then_goes_on(
+    app: Durable, monkeypatch: pytest.MonkeyPatch, soon: float, plan: str
+) -> None:
+    """As what is always at work, where each release closes the application; and each attempt counts for itself."""
+    monkeypatch.setattr(_attempts, "_CUTS", 2)
+    monkeypatch.setattr(_attempts, "_SOON", soon)
+    steps = plan.split()
+    made: list[str] = []
+
+    @app.function(namespace="orders.payment", attempts=2, backoff=0)
+    async def charge(scope: Scope) -> str:
+        made.append(steps[len(made)])
+        if made[-1] == "fail":
+            raise ConnectionError
+        if made[-1] == "cut":
+            await anyio.sleep_forever()
+        return "charged"
+
+    for number, step in enumerate(steps, 1):
+        async with app:
+            handle = await charge.start(key="k")
+            await until(lambda number=number: len(made) >= number)  # type: ignore[misc]
+            if step == "end":
+                assert await handle.result() == "charged"
+    assert made == steps
+
+
+async def test_what_a_body_makes_of_the_closing_is_no_failure(app: Durable) -> None:
+    """One that turns its cancellation into an error has not failed: it is made again when the application opens."""
+    log: list[str] = []
+
+    @app.function(namespace="orders.payment", attempts=1)
+    async def charge(scope: Scope) -> str:
+        log.append("open")
+        if len(log) == 1:
+            try:
+                await anyio.sleep_forever()
+            except asyncio.CancelledError:
+                raise ConnectionError("interrupted") from None
+        return "charged"
+
+    async with app:
+        handle = await charge.start()
+        await until(lambda: log == ["open"])
+    async with app:
+        assert await handle.result() == "charged"
+    assert log == ["open"] * 2
+
+
+async def test_opening_again_and_again_leaves_nothing(app: Durable) -> None:
+    """No thread, no open file."""
+    left = []
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope) -> None: ...
+
+    for _ in range(3):
+        async with app:
+            await (await charge.start()).result()
+        left.append((threading.active_count(), open_files()))
+
+    assert left[1] == left[2]
+
+
+def open_files() -> int:
+    """Count them, where the system tells."""
+    told = Path("/proc/self/fd")
+    return len(list(told.iterdir())) if told.exists() else 0
+
+
+async def test_context_variables_do_not_reach_a_body(app: Durable) -> None:
+    """After a restart they would be gone, so they are never there."""
+    variable = ContextVar("variable", default="nobody's")
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope) -> str:
+        return variable.get()
+
+    variable.set("the caller's")
+    async with app:
+        assert await (await charge.start()).result() == "nobody's"
 
 
 async def test_closing_unwinds_what_runs_and_tells_who_waits(app: Durable) -> None:
@@ -805,8 +1070,9 @@ async def test_nothing_works_when_it_is_not_open(app: Durable) -> None:
         await charge.start()
     async with app:
         handle = await charge.start()
-        with pytest.raises(LookupError, match="nothing was ever started as nobody"):
-            await app.handle("nobody").status()
+        for asked in (app.handle("nobody").status, app.handle("nobody").result):
+            with pytest.raises(LookupError, match="nothing was ever started as nobody"):
+                await asked()
     with pytest.raises(DurableClosedError):
         await handle.result()
     assert await asyncio.to_thread(lambda: "works") == "works"

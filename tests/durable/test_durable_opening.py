@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import runpy
 import signal
 import sqlite3
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -26,7 +29,7 @@ from rescope import Scope
 from rescope.workflow import durable
 from rescope.workflow.durable import Durable, DurableClosedError
 from rescope.workflow.durable import _engine as engine
-from rescope.workflow.durable._locks import AdvisoryLocks, FileLocks, Locks
+from rescope.workflow.durable._locks import AdvisoryLocks, FileLocks, Locks, _is_old
 from rescope.workflow.durable._takeover import TakeOver
 
 # A process of its own that starts `orders.payment.charge` and hangs in its first attempt, until it is killed.
@@ -75,6 +78,9 @@ def other_process(url: str) -> Generator[subprocess.Popen[str]]:
         ({"url": "mysql://root:secret@host/db"}, r"`url` must name a file of SQLite, or a PostgreSQL"),
         ({"url": "sqlite://"}, r"must name a file of SQLite"),
         ({"url": "sqlite:///:memory:"}, r"must name a file of SQLite"),
+        ({"url": "postgresql://me:my@secret@host/db"}, r"`url` can't be read by libpq: in a user's name or password, "),
+        ({"url": "postgresql://me:secret/1@host/db"}, r"`url` can't be read by libpq"),
+        ({"url": "postgresql://me:secret%@host/db"}, r"`url` can't be read by libpq.* write % as %25, @ as %40"),
         ({"name": ""}, r"a name must not be empty"),
         ({"name": 7}, r"a name must be a string"),
         ({"recover_every": 0}, r"`recover_every` must be a finite number of seconds, more than 0"),
@@ -178,6 +184,60 @@ async def test_a_database_that_cannot_be_opened_leaves_nothing_open(tmp_path: Pa
         assert Durable._open is app
 
 
+async def test_a_path_is_read_as_the_engine_reads_it(tmp_path: Path) -> None:
+    """So the locks are beside the database, whatever characters its folder has."""
+    (tmp_path / "my jobs").mkdir()
+    async with Durable(url=f"sqlite:///{tmp_path}/my%20jobs/a.db", name="shop"):
+        found = list((tmp_path / "my jobs").glob("a.db-executor-*"))
+
+    assert found != []
+
+
+async def test_without_a_lock_of_its_own_it_does_not_open(app: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that can't lock: others would take it for dead."""
+    monkeypatch.setattr(FileLocks, "take", lambda *_: False)
+
+    with pytest.raises(RuntimeError, match="can't be taken: put the database on a local disk"):
+        await app.__aenter__()
+    assert Durable._open is None
+
+
+async def test_what_the_database_refuses_is_not_shown(app: Durable, url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither raised nor logged: it may hold a password."""
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope, password: str) -> None: ...
+
+    async with app:
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db:
+            db.execute("ALTER TABLE workflow_input RENAME TO elsewhere")
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="SQL parameters hidden") as caught:
+            await charge.start("secret")
+    for shown in (str(caught.value), caplog.text):
+        assert "secret" not in shown
+        assert b64encode(pickle.dumps("secret"))[8:16].decode() not in shown
+
+
+async def test_locks_of_those_that_were_killed_at_rest_are_removed(app: Durable, url: str, tmp_path: Path) -> None:
+    """They had no work to take over, so only the files beside the database tell of them."""
+    path = url.removeprefix("sqlite:///")
+    alive = FileLocks(path)
+    assert alive.take("executor-alive")
+    dead, young = (Path(f"{path}-executor-{name}") for name in ("dead", "young"))
+    dead.touch()
+    young.touch()
+    os.utime(dead, (0, 0))
+    os.utime(f"{path}-executor-alive", (0, 0))
+    async with app:
+        found = set(os.listdir(tmp_path))  # noqa: PTH208
+    alive.close()
+
+    assert {"jobs.db-executor-alive", "jobs.db-executor-young"} < found
+    assert "jobs.db-executor-dead" not in found
+    young.unlink()
+    assert not _is_old(young)
+
+
 def test_an_old_sqlite_is_told_with_what_to_do() -> None:
     """On Python 3.12 and newer, an old SQLite is replaced by a newer one that is installed, else it is an error."""
     old = SimpleNamespace(sqlite_version_info=(3, 40, 1), sqlite_version="3.40.1")
@@ -210,8 +270,9 @@ async def test_without_a_fit_sqlite_nothing_is_written(
     assert Durable._open is None
 
 
-async def test_what_is_taken_over_begins_soon(app: Durable) -> None:
+async def test_what_is_taken_over_begins_soon(app: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's queue for it is asked five times a second; what is started waits in none."""
+    monkeypatch.undo()
     started = asyncio.Event()
 
     @app.function(namespace="orders.payment")
@@ -295,13 +356,13 @@ async def test_work_of_functions_that_are_not_known_is_told(
 
     renamed = Durable(url=url, name="shop", recover_every=0.02)
     looked: list[str] = []
-    resume = TakeOver._resume
+    resume = TakeOver._resume_all_of
 
     async def resume_and_count(take_over: TakeOver, executor: str) -> None:
         await resume(take_over, executor)
         looked.append(executor)
 
-    monkeypatch.setattr(TakeOver, "_resume", resume_and_count)
+    monkeypatch.setattr(TakeOver, "_resume_all_of", resume_and_count)
     async with app:
         handle = await charge.start()
     async with renamed:
@@ -367,7 +428,7 @@ def test_locks_that_got_lost_with_their_connection_are_taken_again(postgres_url:
 
 async def test_it_works_on_postgresql(postgres_url: str) -> None:
     """With a URL of either scheme; what was cut short goes on when the application opens again."""
-    app = Durable(url=postgres_url.replace("postgresql://", "postgres://"), name="shop")
+    app = Durable(url=postgres_url.replace("postgresql://", "postgres://"), name=f"shop {uuid4()}")
     log: list[str] = []
 
     @app.function(namespace="orders.payment", attempts=2, backoff=0)

@@ -15,7 +15,7 @@ from dbos import DBOS, SetWorkflowID
 from rescope import Scope
 from rescope.workflow._names import key_in, section
 from rescope.workflow.durable import _engine as engine
-from rescope.workflow.durable._attempts import Policy, Work, children_of_this_attempt
+from rescope.workflow.durable._attempts import Policy, Work, children_of_this_attempt, started_here
 from rescope.workflow.durable._handle import DurableClosedError, Handle, KeyReusedError, seconds
 from rescope.workflow.durable._packing import pack, same, unpack
 from rescope.workflow.durable._takeover import TakeOver
@@ -77,6 +77,7 @@ class DurableFunction(Generic[*Args, R]):
             here = await children.id_for(self.name, args)
         else:
             here = f"{top}~{uuid4()}"
+        started_here.set(True)  # in the context of this task, and of what is started
         with SetWorkflowID(here):
             live = await DBOS.start_workflow_async(self._app._workflows[self.name], *args)
         if known is not None:
@@ -188,11 +189,14 @@ class Durable:
         try:
             async with Scope(f"durable {self.name}") as scope:
                 executor = f"executor-{uuid4()}"
-                locks = scope.add(engine.locks_for(self._url))
-                await asyncio.to_thread(locks.take, executor)
+                locks = await scope.acquire(
+                    lambda: asyncio.to_thread(engine.locked, self._url, executor),
+                    lambda locks: asyncio.to_thread(locks.close),
+                    shield=True,
+                )
                 application = engine.application_name(self.name)
-                self._launch(scope, application, executor)
-                take_over = TakeOver(application, self._functions.keys(), locks, executor)
+                work = self._launch(scope, application, executor)
+                take_over = TakeOver(application, self._functions.keys(), locks, executor, work.running)
                 await take_over.begin()
                 watch = asyncio.create_task(take_over.go_on(self._recover_every), context=Context())
                 scope.defer(_cancelled, watch)
@@ -200,14 +204,15 @@ class Durable:
         finally:
             self._work = Durable._open = None
 
-    def _launch(self, scope: Scope, application: str, executor: str) -> None:
-        self._work = Work()
+    def _launch(self, scope: Scope, application: str, executor: str) -> Work:
+        self._work = work = Work()
         for policy in self._functions.values():
             self._register(policy)
         scope.defer(self._workflows.clear)
         engine.launch(self._url, application, executor)
         scope.defer(engine.stop)
         scope.defer(self._stop)
+        return work
 
     async def _stop(self) -> None:
         work, self._work = cast("Work", self._work), None

@@ -9,7 +9,8 @@ too, but for what failed.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, final
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final, final
 
 from dbos import DBOS
 
@@ -18,25 +19,37 @@ from rescope.workflow.durable._packing import same
 if TYPE_CHECKING:
     from dbos import WorkflowStatus
 
-__all__ = ["FAILED", "Children", "below"]
+__all__ = ["FAILED", "Children", "below", "started_by"]
 
-FAILED = frozenset({"ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
+FAILED: Final = frozenset({"ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
+_ENDED: Final = FAILED | {"SUCCESS"}
+_LONG: Final = 300  # characters; PostgreSQL can't index more than some 2700 bytes, and functions may start themselves
 
 
 def below(parent: str) -> str:
     """Give the beginning of the ids of all that a workflow starts. No id that holds a user's key begins like it."""
+    if len(parent) > _LONG:
+        return f">{sha256(parent.encode()).hexdigest()}/"
     return f">{len(parent)}:{parent}/"
+
+
+async def started_by(parent: str, *, load_input: bool) -> list[WorkflowStatus]:
+    """List what a workflow has started without a key, in any of its attempts. To be asked in no step of the engine."""
+    prefix = below(parent)
+    found = await DBOS.list_workflows_async(workflow_id_prefix=prefix, load_input=load_input, load_output=False)
+    # SQLite's LIKE, which the engine asks, takes a small letter for a capital one.
+    return [status for status in found if status.workflow_id.startswith(prefix)]
 
 
 @final
 class Children:
-    """What an attempt has started."""
+    """What an attempt has started. `first`: it is the first one, and none was cut short before it."""
 
-    def __init__(self, parent: str, attempt: int) -> None:
-        self._prefix = below(parent)
-        self._mine = f"{self._prefix}{attempt}."
+    def __init__(self, parent: str, attempt: int, *, first: bool) -> None:
+        self.parent: Final = parent
+        self._mine = f"{below(parent)}{attempt}."
         self._looking = asyncio.Lock()
-        self._known: list[WorkflowStatus] | None = None
+        self._known: list[WorkflowStatus] | None = [] if first else None
         self._started = 0
         self.over = False
 
@@ -45,18 +58,26 @@ class Children:
 
         To be asked in no step of the engine.
         """
-        async with self._looking:
-            if self._known is None:
-                self._known = await self._look()
-        for status in self._known:
+        known = await self._before()
+        for status in known:
             if status.name == name and status.input is not None and same(status.input["args"], args):
-                self._known.remove(status)
+                known.remove(status)
                 return status.workflow_id
         self._started += 1
         return f"{self._mine}{self._started}:{name}"
 
+    async def running(self) -> bool:
+        """Whether one of those that were there before has not ended. To be asked in no step of the engine."""
+        return any(status.status not in _ENDED for status in await self._before())
+
+    async def _before(self) -> list[WorkflowStatus]:
+        async with self._looking:
+            if self._known is None:
+                self._known = await self._look()
+        return self._known
+
     async def _look(self) -> list[WorkflowStatus]:
-        before = await DBOS.list_workflows_async(workflow_id_prefix=self._prefix, load_output=False)
+        before = await started_by(self.parent, load_input=True)
         mine = [status for status in before if status.workflow_id.startswith(self._mine)]
         numbers = (status.workflow_id.removeprefix(self._mine).partition(":")[0] for status in mine)
         self._started = max(map(int, numbers), default=0)

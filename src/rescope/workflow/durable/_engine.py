@@ -13,10 +13,12 @@ import re
 import sqlite3
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from dbos import DBOS, DBOSConfig
+from sqlalchemy import make_url
 
 from rescope.workflow.durable._locks import AdvisoryLocks, FileLocks
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from rescope.workflow.durable._locks import Locks
 
-__all__ = ["application_name", "check_url", "launch", "locks_for", "sqlite_module", "stop"]
+__all__ = ["application_name", "check_url", "launch", "locked", "sqlite_module", "stop"]
 
 _NEEDED = (3, 42)  # the first SQLite that knows `unixepoch('subsec')`
 _WAYS = "sqlite:///jobs.db, sqlite:////var/lib/jobs.db, postgresql://user@host/database"
@@ -43,14 +45,33 @@ def check_url(url: object) -> str:
     if re.fullmatch("sqlite:///[^?]+", url) and not url.endswith(":memory:"):
         return url
     if re.match("postgres(ql)?://", url):
-        return re.sub("^postgres://", "postgresql://", url)
+        return _check_postgres(re.sub("^postgres://", "postgresql://", url))
     msg = f"`url` must name a file of SQLite, or a PostgreSQL: as {_WAYS}"
     raise ValueError(msg)
 
 
-def locks_for(url: str) -> Locks:
-    """Give the locks of the executors that share a database."""
-    return FileLocks(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else AdvisoryLocks(url)
+def _check_postgres(url: str) -> str:
+    """Refuse what can't be read, and what cuts a password in two: the rest would be shown, as an unknown host."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    with suppress(ProgrammingError):  # which may show the password
+        parts = conninfo_to_dict(url)
+        if "@" not in str(parts.get("host")) and re.fullmatch("[0-9,]*", str(parts.get("port", ""))):
+            return url
+    msg = "`url` can't be read by libpq: in a user's name or password, write % as %25, @ as %40, : as %3A and / as %2F"
+    raise ValueError(msg)
+
+
+def locked(url: str, executor: str) -> Locks:
+    """Give the locks of the executors that share a database, with that of a new one taken."""
+    database = make_url(url).database or ""  # read as the engine reads it
+    locks: Locks = FileLocks(database) if url.startswith("sqlite") else AdvisoryLocks(url)
+    if not locks.take(executor):
+        locks.close()
+        msg = "the lock that shows others that this process lives can't be taken: put the database on a local disk"
+        raise RuntimeError(msg)
+    return locks
 
 
 def application_name(name: str) -> str:
@@ -62,6 +83,7 @@ def application_name(name: str) -> str:
 
 def launch(url: str, application: str, executor: str) -> None:
     """Start the engine, on the loop that runs. Raises `RuntimeError` where that can't be; nothing is written then."""
+    sqlite = url.startswith("sqlite")
     config: DBOSConfig = {
         "name": application,
         "system_database_url": url,
@@ -71,7 +93,8 @@ def launch(url: str, application: str, executor: str) -> None:
         "log_level": "WARNING",
         "notification_listener_polling_interval_sec": 0.1,
         "use_listen_notify": False,
-        "db_engine_kwargs": {"module": sqlite_module()} if url.startswith("sqlite") else {},
+        # Errors of the database would show what was to be written, and the engine logs them.
+        "db_engine_kwargs": {"hide_parameters": True, **({"module": sqlite_module()} if sqlite else {})},
     }
     # With a handler of its own, it prints nothing by itself: its records go where the application sends them.
     logging.getLogger("dbos").addHandler(logging.NullHandler())

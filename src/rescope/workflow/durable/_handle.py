@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, Literal, TypeVar, final
+from typing import TYPE_CHECKING, Final, Generic, Literal, NoReturn, TypeVar, final
 
 from dbos import DBOS
 from dbos import error as engine_error
 
 from rescope import Err, Ok
-from rescope.workflow.durable._children import FAILED, below
+from rescope.workflow.durable._children import FAILED, started_by
+from rescope.workflow.durable._packing import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +90,8 @@ class Handle(Generic[R]):
         seconds, and a cancellation, end the waiting only.
 
         Raises `DurableCancelledError` where the work was cancelled; `DurableClosedError` where the application is not
-        open, or is closed meanwhile; `TypeError` or `ValueError` for a `timeout` that is none.
+        open, or is closed meanwhile; `LookupError` for an id that was never started; `TypeError` or `ValueError` for a
+        `timeout` that is none.
         """
         limit = None if timeout is None or timeout == math.inf else seconds(timeout, "timeout", zero=True)
         return await self._app._within(limit, self._wait(), self.id)
@@ -97,8 +100,7 @@ class Handle(Generic[R]):
         """Say how it stands, without waiting. Raises `LookupError` for an id that was never started."""
         status = await self._app._apart(self._app._status(self.id))
         if status is None:
-            msg = f"nothing was ever started as {self.id}"
-            raise LookupError(msg)
+            self._unknown()
         if status.status == "CANCELLED":
             return "cancelled"
         if status.status in FAILED:
@@ -107,18 +109,26 @@ class Handle(Generic[R]):
 
     async def progress(self) -> Progress:
         """Count what the function has started so far without a key. It doesn't wait, and works from any process."""
-        look = DBOS.list_workflows_async(workflow_id_prefix=below(self.id), load_input=False, load_output=False)
+        look = started_by(self.id, load_input=False)
         found = [status.status for status in await self._app._apart(look)]
         return Progress(len(found), found.count("SUCCESS"), sum(status in FAILED for status in found))
 
     async def _wait(self) -> R:
         if self._live is None or self._opened is not self._app._work:
             self._opened = self._app._work
+            if await self._app._status(self.id) is None:
+                self._unknown()
             self._live = await DBOS.retrieve_workflow_async(self.id, existing_workflow=False)
         try:
-            return await self._live.get_result(polling_interval_sec=self._app._ask_again)
+            value = await self._live.get_result(polling_interval_sec=self._app._ask_again)
         except engine_error.DBOSAwaitedWorkflowCancelledError as exc:
             raise DurableCancelledError(self.id) from exc
+        copy: R = unpack(pickle.dumps(value))
+        return copy
+
+    def _unknown(self) -> NoReturn:
+        msg = f"nothing was ever started as {self.id}"
+        raise LookupError(msg)
 
     def __repr__(self) -> str:
         return f"<Handle {self.id}>"

@@ -8,13 +8,19 @@ for a lease to run out, and two processes on one machine never take each other f
 from __future__ import annotations
 
 import sqlite3
+import time
+from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
 __all__ = ["AdvisoryLocks", "FileLocks", "Locks"]
+
+_YOUNG: Final = 60.0  # seconds
+_CONNECT_WITHIN: Final = 10  # seconds
+_ALIVE: Final = {"tcp_keepalives_idle": 15, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3}
 
 
 class Locks(Protocol):
@@ -28,6 +34,10 @@ class Locks(Protocol):
         """Give one back."""
         ...
 
+    def left(self) -> set[str]:
+        """Give the names of those that others may have left behind, as far as they can be seen."""
+        ...
+
     def close(self) -> None:
         """Give all back."""
         ...
@@ -35,7 +45,10 @@ class Locks(Protocol):
 
 @final
 class FileLocks:
-    """A file beside the database for each, locked as SQLite locks a database: portable, and gone with its process."""
+    """A file beside the database for each, locked as SQLite locks a database: portable, and gone with its process.
+
+    The file stays when its process is killed, until another one takes the lock.
+    """
 
     def __init__(self, database: str) -> None:
         self._database = Path(database).absolute()  # the working directory may change
@@ -62,9 +75,23 @@ class FileLocks:
         self._path(name).unlink(missing_ok=True)
         connection.close()
 
+    def left(self) -> set[str]:
+        beside = f"{self._database.name}-"
+        found = self._database.parent.glob(f"{escape(beside)}executor-*")
+        names = {path.name.removeprefix(beside) for path in found if _is_old(path)}
+        return {name for name in names - self._held.keys() if not name.endswith("-journal")}
+
     def close(self) -> None:
         for name in list(self._held):
             self.let_go(name)
+
+
+def _is_old(path: Path) -> bool:
+    """Whether a file is there long enough for the process that made it to have locked it."""
+    try:
+        return time.time() - path.stat().st_mtime > _YOUNG
+    except FileNotFoundError:
+        return False
 
 
 @final
@@ -91,6 +118,9 @@ class AdvisoryLocks:
         self._held.discard(name)
         self._ask("pg_advisory_unlock(hashtextextended(%s, 0))", f"rescope/durable/{name}")
 
+    def left(self) -> set[str]:
+        return set()
+
     def close(self) -> None:
         if self._still_connected():
             self._ask("pg_advisory_unlock_all() IS NULL")  # the server is in no hurry to notice a client that is gone
@@ -111,10 +141,13 @@ class AdvisoryLocks:
 
     def _connected(self) -> Connection[tuple[bool]]:
         if self._connection is None:
-            import psycopg
+            from psycopg import connect
+            from psycopg.conninfo import make_conninfo
 
-            alive = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
-            self._connection = psycopg.connect(self._url, autocommit=True, options=alive)
+            within = make_conninfo(self._url, connect_timeout=_CONNECT_WITHIN)
+            self._connection = connect(within, autocommit=True)
+            for name, value in _ALIVE.items():
+                self._connection.execute(f"SET {name} = {value}".encode())
         return self._connection
 
     def _drop(self) -> None:

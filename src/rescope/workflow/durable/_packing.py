@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from contextlib import suppress
+from io import BytesIO
 from typing import Any
 
 from rescope.exceptions import reason
@@ -58,4 +59,16 @@ def same(left: object, right: object) -> bool:
     with suppress(Exception):  # arrays refuse, as they compare by element
         if left == right:
             return True
-    return pickle.dumps(left) == pickle.dumps(right)
+    return _each_apart(left) == _each_apart(right)
+
+
+def _each_apart(value: object) -> bytes:
+    """Pickle a value so that it makes no difference whether two equal things in it are one and the same."""
+    into = BytesIO()
+    pickler = pickle.Pickler(into)
+    pickler.fast = True
+    try:
+        pickler.dump(value)
+    except (ValueError, RecursionError):  # it holds itself
+        return pickle.dumps(value)
+    return into.getvalue()

@@ -1,8 +1,12 @@
-"""Taking over what other executors left that died: when the application opens, and every few seconds.
+"""Taking over what others left that died, or what was lost here: when the application opens, and every few seconds.
 
 Recovery as the engine has it goes by the executor's name: a process takes what is pending under its own name for its
 own, also where another process of that name is at it. So here each process has a name of its own, and proof is asked
 for that the other one is dead: its lock.
+
+What is pending under our own name, and runs nowhere in this process, was lost: its task was cancelled, or has met an
+error of the database that the engine doesn't know how to wait for. It is seen twice before it is taken up, as what is
+just beginning, or has just ended, looks the same.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from dbos import DBOS
 from rescope.exceptions import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container, Iterable
 
     from dbos import WorkflowStatus
 
@@ -33,14 +37,23 @@ class TakeOver:
     """What one process does about the work of others that died.
 
     `application` is its name for the engine, `functions` the names of those that this process knows, `executor` its
-    own name, for which it holds the lock.
+    own name, for which it holds the lock, `running` gives the ids of what it is at.
     """
 
-    def __init__(self, application: str, functions: Container[str], locks: Locks, executor: str) -> None:
+    def __init__(
+        self,
+        application: str,
+        functions: Container[str],
+        locks: Locks,
+        executor: str,
+        running: Callable[[], set[str]],
+    ) -> None:
         self._application = application
         self._functions = functions
         self._locks = locks
         self._executor = executor
+        self._running = running
+        self._missed: set[str] = set()
         self._queue = f"rescope-{application}"
         self._told: set[str] = set()
 
@@ -60,18 +73,31 @@ class TakeOver:
 
     async def _once(self) -> None:
         await asyncio.to_thread(self._locks.take, self._executor)  # again, should it have got lost
-        for executor in {status.executor_id for status in await self._pending()} - {self._executor}:
-            if executor is not None and await asyncio.to_thread(self._locks.take, executor):
+        pending = await self._pending()
+        executors = {status.executor_id for status in pending if status.executor_id is not None}
+        executors |= await asyncio.to_thread(self._locks.left)
+        for executor in executors - {self._executor}:
+            if await asyncio.to_thread(self._locks.take, executor):
                 try:
-                    await self._resume(executor)
+                    await self._resume_all_of(executor)
                 finally:
                     await asyncio.to_thread(self._locks.let_go, executor)
+        await self._resume_lost(status.workflow_id for status in pending if status.executor_id == self._executor)
 
-    async def _resume(self, executor: str) -> None:
+    async def _resume_lost(self, mine: Iterable[str]) -> None:
+        missed = set(mine) - self._running()
+        lost, self._missed = missed & self._missed, missed
+        for id in lost:  # noqa: A001
+            _log.warning("%s did not come to its end in this process, and is taken up again", id)
+        await self._resume(list(lost))
+
+    async def _resume(self, ids: list[str]) -> None:
+        if ids:
+            await DBOS.resume_workflows_async(ids, queue_name=self._queue)
+
+    async def _resume_all_of(self, executor: str) -> None:
         left = await self._pending(executor)
-        known = [status.workflow_id for status in left if status.name in self._functions]
-        if known:
-            await DBOS.resume_workflows_async(known, queue_name=self._queue)
+        await self._resume([status.workflow_id for status in left if status.name in self._functions])
         unknown = {status.name for status in left if status.name not in self._functions} - self._told
         if unknown:
             self._told |= unknown
