@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["DurableCancelledError", "DurableClosedError", "Handle", "KeyReusedError", "Progress", "gather", "seconds"]
 
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
 class KeyReusedError(ValueError):
@@ -71,18 +72,18 @@ class Progress:
 
 
 @final
-class Handle(Generic[R]):
+class Handle(Generic[R_co]):
     """Work that was started, in this process or in another one, now or long ago."""
 
     __slots__ = ("_app", "_live", "_opened", "id")
 
-    def __init__(self, app: Durable, id: str, live: WorkflowHandleAsync[R] | None = None) -> None:  # noqa: A002
+    def __init__(self, app: Durable, id: str, live: WorkflowHandleAsync[R_co] | None = None) -> None:  # noqa: A002
         self._app = app
         self._live = live
         self._opened = app._work
         self.id: Final = id
 
-    async def result(self, *, timeout: float | None = None) -> R:
+    async def result(self, *, timeout: float | None = None) -> R_co:
         """Wait for the end of it, and give what the function returned; what it raised in its last attempt is raised.
 
         What comes is a copy, as a restart would give it: pickled and read again. An exception that can't be pickled
@@ -113,7 +114,7 @@ class Handle(Generic[R]):
         found = [status.status for status in await self._app._apart(look)]
         return Progress(len(found), found.count("SUCCESS"), sum(status in FAILED for status in found))
 
-    async def _wait(self) -> R:
+    async def _wait(self) -> R_co:
         if self._live is None or self._opened is not self._app._work:
             self._opened = self._app._work
             if await self._app._status(self.id) is None:
@@ -123,7 +124,7 @@ class Handle(Generic[R]):
             value = await self._live.get_result(polling_interval_sec=self._app._ask_again)
         except engine_error.DBOSAwaitedWorkflowCancelledError as exc:
             raise DurableCancelledError(self.id) from exc
-        copy: R = unpack(pickle.dumps(value))
+        copy: R_co = unpack(pickle.dumps(value))
         return copy
 
     def _unknown(self) -> NoReturn:
