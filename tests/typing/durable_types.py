@@ -57,7 +57,6 @@ async def starting() -> None:
 
 async def refused() -> None:
     """What doesn't fit is an error before it runs. A default can't be left out, as types can't say so yet."""
-    await charge.start("order-7", 7)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await charge.start()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await charge.start(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await charge.start("order-7", key=7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
