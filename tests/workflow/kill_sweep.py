@@ -3,20 +3,26 @@
     python tests/workflow/kill_sweep.py                    # each point of an owner, each point of a recoverer
     python tests/workflow/kill_sweep.py --cross            # each point of a recoverer after each point of an owner
     python tests/workflow/kill_sweep.py --every 4          # one point of four
-    python tests/workflow/kill_sweep.py --backend trio
+    python tests/workflow/kill_sweep.py --backend trio     # or uvloop
+    python tests/workflow/kill_sweep.py --store postgresql://user@host/database --every 4
+    python tests/workflow/kill_sweep.py --store redis://host
 
 A point is: before and after each call of the store, before, within and after each `create` and each cleanup, and
 between two acquisitions. There the process kills itself, by SIGKILL. What is made are directories, one within the
 other, so that only the reverse order can remove them. After each kill `recover` runs in a process of its own.
 
 Then nothing that was made may be left, and all must have gone once, in the reverse of the order in which it was made.
-Two recoverers at once do no worse than one. The time of the store is that of the machine, plus an hour for each process
-that died: so no lease has to be waited for. Each process is a fork of this one, which runs no event loop and no thread.
+Two recoverers at once do no worse than one. Each process is a fork of this one, which runs no event loop and no thread.
+
+Without `--store`, each life has a SQLite file of its own. Its time is that of the machine, plus an hour for each
+process that died: so no lease has to be waited for. A server has a clock that nobody can turn: there the leases of who
+died are taken away instead. It holds one life at a time, in a table or under a prefix of its own, `rescope_kill_sweep`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shutil
@@ -25,19 +31,25 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import closing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 
-from rescope.workflow import SqliteStore
+from rescope.workflow import PostgresStore, RedisStore, SqliteStore, Store
 from rescope.workflow.journal import JournaledScope, RecoveryReport, cleanup, recover
 
 HOUR = 3600.0
+BACKENDS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+NAME = "rescope_kill_sweep"
 WARM = ("anyio._backends._asyncio", "anyio._backends._trio", "anyio.to_thread")  # else each fork would import them
 
 
@@ -62,7 +74,7 @@ class Points:
 class Watched:
     """A store, each call of which has a point before it and one after."""
 
-    def __init__(self, inner: SqliteStore, points: Points) -> None:
+    def __init__(self, inner: Store, points: Points) -> None:
         self.inner = inner
         self.points = points
 
@@ -88,10 +100,111 @@ class Watched:
         self.points.at()
 
 
+class Home(Protocol):
+    """Where the journal is."""
+
+    def opened(self, folder: Path, hours: int) -> AbstractAsyncContextManager[Store]:
+        """Open the store, as many hours later."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Let the store hold what is kept in that folder, when the leases in it have run out."""
+        ...
+
+    def keep(self, folder: Path) -> None:
+        """Keep what the store holds, for a life that goes on from there."""
+        ...
+
+    def count_open(self, folder: Path) -> int:
+        """Count the records that are kept in that folder."""
+        ...
+
+
+class InFiles:
+    """A SQLite database in each folder."""
+
+    def opened(self, folder: Path, hours: int) -> AbstractAsyncContextManager[Store]:
+        return SqliteStore(folder / "store", synchronous="normal", clock=lambda: time.time() + hours * HOUR)
+
+    def load(self, folder: Path) -> None:
+        """It is there, and its time is turned where it is opened."""
+
+    def keep(self, folder: Path) -> None:
+        """It is there."""
+
+    def count_open(self, folder: Path) -> int:
+        """Ask the database itself: an event loop here would leave threads, which no fork should meet."""
+        with closing(sqlite3.connect(folder / "store")) as database:
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'rescope_entries'").fetchone()
+            if not tables:
+                return 0
+            (count,) = database.execute("SELECT count(*) FROM rescope_entries WHERE key LIKE 'journal/%'").fetchone()
+            return int(count)
+
+
+class OnServer:
+    """A PostgreSQL or Valkey server, which holds the journal of one folder at a time."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        for module in ("asyncpg",) if self._is_postgres else ("redis.asyncio",):
+            import_module(module)
+
+    @property
+    def _is_postgres(self) -> bool:
+        return self.url.startswith("postgres")
+
+    @asynccontextmanager
+    async def opened(self, folder: Path, hours: int) -> AsyncGenerator[Store]:
+        if self._is_postgres:
+            import asyncpg
+
+            async with asyncpg.create_pool(self.url, min_size=1, max_size=4) as pool:
+                yield PostgresStore(pool, table=NAME)
+        else:
+            from redis.asyncio import Redis
+
+            async with Redis.from_url(self.url) as client:
+                yield RedisStore(client, prefix=NAME)
+
+    def load(self, folder: Path) -> None:
+        async def replace(_points: Points) -> None:
+            async with self.opened(folder, 0) as store:
+                for entry in [entry async for entry in store.scan("")]:
+                    await store.delete(entry.key)
+                for key, value in self._kept(folder).items():
+                    if not key.startswith("lease/"):
+                        await store.put(key, value)
+
+        self._do(replace)
+
+    def keep(self, folder: Path) -> None:
+        async def write(_points: Points) -> None:
+            async with self.opened(folder, 0) as store:
+                found = {entry.key: entry.value async for entry in store.scan("")}
+            (folder / "entries").write_text(json.dumps(found))
+
+        self._do(write)
+
+    def count_open(self, folder: Path) -> int:
+        return sum(key.startswith("journal/") for key in self._kept(folder))
+
+    @staticmethod
+    def _kept(folder: Path) -> dict[str, Any]:
+        path = folder / "entries"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    @staticmethod
+    def _do(main: Callable[[Points], Awaitable[None]]) -> None:
+        code, _ = fork(main, Points(Path()), "asyncio")
+        assert code == 0, "the server does not answer"
+
+
 class Here:
-    """The points of this process: cleanups are functions, and know them from here."""
+    """What this process knows: cleanups are functions, and have it from here."""
 
     points: Points
+    home: Home
 
 
 def make_folder(token: list[str]) -> Path:
@@ -118,14 +231,10 @@ async def remove_folder(token: list[str]) -> None:
     Here.points.at()
 
 
-def opened(points: Points, hours: int) -> SqliteStore:
-    return SqliteStore(points.folder / "store", synchronous="normal", clock=lambda: time.time() + hours * HOUR)
-
-
 async def own(points: Points) -> None:
     """Live, and die at a point: four resources, of which two are a child's, and an ordinary one among them."""
     async with (
-        opened(points, 0) as inner,
+        Here.home.opened(points.folder, 0) as inner,
         JournaledScope(Watched(inner, points), "worker") as scope,  # type: ignore[arg-type] # it scans by a generator
     ):
         await scope.acquire(make_folder, remove_folder, token=["a"])
@@ -142,7 +251,7 @@ async def own(points: Points) -> None:
 
 
 async def close_left(points: Points, hours: int) -> RecoveryReport:
-    async with opened(points, hours) as inner:
+    async with Here.home.opened(points.folder, hours) as inner:
         return await recover(Watched(inner, points))  # type: ignore[arg-type]
 
 
@@ -160,7 +269,7 @@ def begun(main: Callable[[Points], Awaitable[object]], points: Points, backend: 
         try:
             os.close(reading)
             Here.points = points
-            anyio.run(main, points, backend=backend)
+            anyio.run(main, points, **BACKENDS[backend])
             os.write(writing, str(points.passed).encode())
             code = 0
         finally:
@@ -181,16 +290,6 @@ def events(folder: Path) -> list[str]:
     return (folder / "events").read_text().splitlines() if (folder / "events").exists() else []
 
 
-def count_open(folder: Path) -> int:
-    """Ask the database itself: an event loop here would leave threads, which no fork should meet."""
-    with closing(sqlite3.connect(folder / "store")) as database:
-        (tables,) = database.execute("SELECT count(*) FROM sqlite_master WHERE name = 'rescope_entries'").fetchone()
-        if not tables:
-            return 0
-        (count,) = database.execute("SELECT count(*) FROM rescope_entries WHERE key LIKE 'journal/%'").fetchone()
-        return int(count)
-
-
 class Report(NamedTuple):
     """What came of a sweep."""
 
@@ -204,7 +303,8 @@ class Report(NamedTuple):
 class Sweep:
     """All the lives and deaths."""
 
-    def __init__(self, backend: str, every: int, folder: Path) -> None:
+    def __init__(self, home: Home, backend: str, every: int, folder: Path) -> None:
+        self.home = Here.home = home
         self.backend = backend
         self.every = every
         self.folder = folder
@@ -228,7 +328,9 @@ class Sweep:
     def measure(self) -> tuple[int, int]:
         """Live undisturbed; give how many points there are, and the first one where all is made."""
         folder = self.new("whole")
+        self.home.load(folder)
         code, passed = fork(own, Points(folder), self.backend)
+        self.home.keep(folder)
         assert code == 0, "the owner has failed by itself"
         all_made = next(line.split()[1] for line in events(folder) if line.startswith("full"))
         self.judge(folder)
@@ -236,32 +338,40 @@ class Sweep:
 
     def killed(self, name: str, point: int) -> Path:
         folder = self.new(name)
+        self.home.load(folder)
         code, _ = fork(own, Points(folder, point), self.backend)
+        self.home.keep(folder)
         assert code == -signal.SIGKILL, f"the owner came to no point {point}"
         self.kills += 1
         return folder
 
     def recovered(self, folder: Path, point: int | None) -> int:
         """Recover, killed at a point, and then again; give how many points the last one has passed."""
+        self.home.load(folder)
         if point is not None:
             code, _ = fork(partial(close_left, hours=1), Points(folder, point), self.backend)
             self.kills += code == -signal.SIGKILL
+            self.home.keep(folder)
+            self.home.load(folder)
         code, passed = fork(partial(close_left, hours=2), Points(folder), self.backend)
+        self.home.keep(folder)
         assert code == 0, "the recoverer has failed by itself"
         self.judge(folder)
         return passed
 
     def raced(self, folder: Path) -> None:
         """Let two recover at once; whoever is second finds one at it, or nothing to do."""
+        self.home.load(folder)
         racers = [begun(partial(close_left, hours=1), Points(folder), self.backend) for _ in range(2)]
         codes = [ended(*racer)[0] for racer in racers]
+        self.home.keep(folder)
         assert codes == [0, 0], "a recoverer has failed by itself"
         self.judge(folder)
 
     def judge(self, folder: Path) -> None:
         """Nothing is left, in the world nor in the journal, and all has gone once, in the reverse order."""
         gone = [line.split()[1] for line in events(folder) if line.startswith("gone")]
-        self.left += bool(list((folder / "made").iterdir())) or count_open(folder) > 0
+        self.left += bool(list((folder / "made").iterdir())) or self.home.count_open(folder) > 0
         self.disorder += gone != sorted(set(gone), reverse=True)
         shutil.rmtree(folder)
 
@@ -273,18 +383,20 @@ class Sweep:
         return Path(shutil.copytree(folder, self.folder / name))
 
 
-def sweep(*, backend: str = "asyncio", every: int = 1, cross: bool = False) -> Report:
+def sweep(*, store: str | None = None, backend: str = "asyncio", every: int = 1, cross: bool = False) -> Report:
     """Run a sweep in a temporary directory."""
     for module in WARM:
         import_module(module)
     logging.getLogger("rescope").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory() as folder:
-        return Sweep(backend, every, Path(folder)).run(cross=cross)
+        home = InFiles() if store is None else OnServer(store)
+        return Sweep(home, backend, every, Path(folder)).run(cross=cross)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill owners and recoverers of a journal at every point.")
-    parser.add_argument("--backend", choices=["asyncio", "trio"], default="asyncio")
+    parser.add_argument("--store", metavar="URL", help="of a PostgreSQL or Valkey server, else SQLite; on asyncio")
+    parser.add_argument("--backend", choices=BACKENDS, default="asyncio")
     parser.add_argument("--every", type=int, default=1, help="one point of so many")
     parser.add_argument("--cross", action="store_true", help="each point of a recoverer after each of an owner")
     report = sweep(**vars(parser.parse_args()))

@@ -938,6 +938,44 @@ async def test_what_is_being_recovered_is_left_to_who_does() -> None:
     assert await tokens(store) == ["a"]
 
 
+async def test_what_is_older_than_what_was_left_is_left_too() -> None:
+    """Else the older one would go first, where the recoverer ends before it has come to the younger one."""
+    clock = Ticking()
+    store = MemoryStore(clock=clock)
+    with pytest.raises(ResourceCleanupError) as caught:
+        async with JournaledScope(store, "worker", clock=clock) as scope:
+            await scope.acquire(make, remove, token="a")
+            younger = await scope.acquire(make, remove, token="b")
+            clock.advance(31)
+            lease = f"lease/journal/6:worker/{(await pending(store))[0].life}"
+            await store.put(lease, {})
+            with pytest.raises(ResourceCleanupError, match="is left to who recovers it now"):
+                await scope.release(younger)
+            await store.delete(lease)
+
+    assert [type(error) for error in caught.value.errors] == [CleanupTakenError]
+    assert [one.token for one in (await recover(store)).closed] == ["b", "a"]
+    assert log == ["made a", "made b", "b", "a"]
+
+
+async def test_what_was_recovered_meanwhile_is_no_failure_of_one_that_had_to_leave_something() -> None:
+    """There is nothing left to close."""
+    clock = Ticking()
+    store = MemoryStore(clock=clock)
+    async with JournaledScope(store, "worker", clock=clock) as scope:
+        await scope.acquire(make, remove, token="a")
+        younger = await scope.acquire(make, remove, token="b")
+        clock.advance(31)
+        lease = f"lease/journal/6:worker/{(await pending(store))[0].life}"
+        await store.put(lease, {})
+        with pytest.raises(ResourceCleanupError):
+            await scope.release(younger)
+        await store.delete(lease)
+        await recover(store)
+
+    assert log == ["made a", "made b", "b", "a"]
+
+
 async def test_a_lease_lost_between_intent_and_create_makes_nothing() -> None:
     """It is looked at once more when the intent is written: somebody may have recovered that."""
     clock = Clock()

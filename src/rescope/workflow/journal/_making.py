@@ -135,11 +135,15 @@ class Making:
         """Close what still has a record; what was made when that may have been recovered gets it back first."""
         if not self._settled:
             await self._write()
-        await self._owner.again(self.cleanup, self._close_if_known)
+        if await self._is_known():
+            await self._owner.again(self.cleanup, self._close_if_known)
 
     async def _close_if_known(self) -> None:
-        if await self._owner.journal.store.get(self._key) is not None:
+        if await self._is_known():
             await self._clean_up()
+
+    async def _is_known(self) -> bool:
+        return await self._owner.journal.store.get(self._key) is not None
 
     async def _write(self) -> None:
         await self._owner.journal.store.put(self._key, self._record)

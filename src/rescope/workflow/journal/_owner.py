@@ -177,13 +177,14 @@ class Footing:
 class Owner(Footing):
     """One life of an owner."""
 
-    __slots__ = ("_again", "_told", "left", "prefix")
+    __slots__ = ("_again", "_taken", "_told", "left", "prefix")
 
     def __init__(self, journal: Journal) -> None:
         super().__init__(journal, begin_life(journal.owner, time.time(), os.urandom(5).hex()))
         self.prefix = self.life.prefix
         self.left = self.life.left.prefix
         self._again: Footing | None = None
+        self._taken = False
         self._told = False
 
     async def let_go(self) -> None:
@@ -195,13 +196,19 @@ class Owner(Footing):
         await super().let_go()
 
     async def again(self, cleanup: str, fn: Callable[[], Awaitable[None]]) -> None:
-        """Do that with the lease, which is taken once more for it. Refused where a recoverer has it."""
+        """Do that with the lease, which is taken once more for it. Refused where a recoverer has it, or had it before.
+
+        What that one had not come to may build on what is to be closed here, so all of it is left.
+        """
+        if self._taken:
+            raise CleanupTakenError(cleanup, self.life.owner)
         footing = self._again
         if footing is None or footing.over:
             footing = self._again = Footing(self.journal, self.life)
         try:
             await footing.need()
         except LeaseHeldError as held:
+            self._taken = True
             raise CleanupTakenError(cleanup, self.life.owner) from held
         try:
             footing.check()
