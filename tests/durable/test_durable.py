@@ -27,6 +27,7 @@ from rescope.workflow.durable import (
     KeyReusedError,
     Progress,
     RemoteError,
+    _app,
     _attempts,
     gather,
 )
@@ -95,6 +96,31 @@ async def test_waiting_for_too_long_leaves_the_work_running(app: Durable) -> Non
         may_end.set()
 
         assert await handle.result(timeout=float("inf")) == 7
+
+
+async def test_what_is_there_is_given_however_short_the_time(app: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that has ended is never said to be running; a database that doesn't answer keeps nobody waiting."""
+
+    @app.function(namespace="orders.payment")
+    async def charge(scope: Scope, hang: bool) -> int:
+        await (anyio.sleep_forever() if hang else anyio.lowlevel.checkpoint())
+        return 7
+
+    async def no_answer(*_: object) -> None:
+        await anyio.sleep_forever()
+
+    async with app:
+        handle = await charge.start(False)  # noqa: FBT003
+        await handle.result()
+
+        assert [await handle.result(timeout=0), await app.handle(handle.id).result(timeout=0)] == [7, 7]
+        with pytest.raises(LookupError):
+            await app.handle("nobody").result(timeout=0)
+        hanging = await charge.start(True)  # noqa: FBT003
+        monkeypatch.setattr(_app, "_TO_ANSWER", 0.01)
+        monkeypatch.setattr(Durable, "_status", no_answer)
+        with pytest.raises(TimeoutError, match="is not at its end after 0 s"):
+            await hanging.result(timeout=0)
 
 
 async def test_every_attempt_gets_a_fresh_scope_unwound_before_the_next(
@@ -934,8 +960,7 @@ async def test_work_that_another_process_took_is_left_to_that_one(
         handle = await charge.start()
         await until(lambda: len(tries) == 1)
         await DBOS.resume_workflow_async(handle.id)  # as another process does, that takes this one for dead
-        await until(partial(is_taken_again, handle.id))
-        await anyio.wait_all_tasks_blocked()
+        await until(lambda: waits_for_its_turn(app, handle))
         assert len(tries) == 1  # it waits until the one that runs has unwound its scope
         tries[0].set()
         await until(lambda: len(tries) == 2)
@@ -945,9 +970,11 @@ async def test_work_that_another_process_took_is_left_to_that_one(
     assert [task for task in asyncio.all_tasks() if "execute_workflow" in repr(task.get_coro())] == []
 
 
-async def is_taken_again(work: str) -> bool:
-    status = await DBOS.get_workflow_status_async(work)
-    return status is not None and status.status == "PENDING" and status.dequeued_at is not None
+def waits_for_its_turn(app: Durable, handle: Handle[Any]) -> bool:
+    """Whether an attempt of this work waits in this process until another one of it is unwound."""
+    assert app._work is not None
+    lock: Any = app._work._turns.get(handle.id)
+    return lock is not None and bool(lock._waiters)
 
 
 async def test_what_was_cancelled_and_resumed_waits_until_all_is_unwound(app: Durable) -> None:
@@ -974,7 +1001,8 @@ async def test_what_was_cancelled_and_resumed_waits_until_all_is_unwound(app: Du
         await DBOS.cancel_workflow_async(handle.id)
         await until(lambda: log[-1] == "closing")
         await DBOS.resume_workflow_async(handle.id)
-        await until(partial(is_taken_again, handle.id))
+        await until(lambda: waits_for_its_turn(app, handle))
+        assert log == ["open", "closing"]
         may_close.set()
 
         assert await handle.result() == "charged"

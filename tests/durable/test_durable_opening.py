@@ -393,6 +393,21 @@ async def test_a_failure_to_take_over_is_told_and_tried_again(
     assert {record.levelno for record in caplog.records if record.name == "rescope"} == {logging.WARNING}
 
 
+async def test_what_just_begins_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is pending before it runs. So what is pending, and does not run, is taken up when it is seen so twice."""
+    resumed: list[list[str]] = []
+
+    async def resume(_: TakeOver, ids: list[str]) -> None:
+        resumed.append(sorted(ids))
+
+    monkeypatch.setattr(TakeOver, "_resume", resume)
+    take_over = TakeOver("shop", (), FileLocks(f"{tmp_path}/jobs.db"), "me", lambda: {"runs"})
+    for pending in (["a", "runs"], ["a", "b", "runs"], ["runs"], ["b"]):
+        await take_over._resume_lost(pending)
+
+    assert resumed == [[], ["a"], [], []]
+
+
 def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path, postgres_url: str) -> None:
     """Of files as of PostgreSQL: refused while another holds it, free when that one lets go, closes or dies."""
 

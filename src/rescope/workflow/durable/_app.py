@@ -16,6 +16,7 @@ from rescope import Scope
 from rescope.workflow._names import key_in, section
 from rescope.workflow.durable import _engine as engine
 from rescope.workflow.durable._attempts import Policy, Work, children_of_this_attempt, started_here
+from rescope.workflow.durable._children import ENDED
 from rescope.workflow.durable._handle import DurableClosedError, Handle, KeyReusedError, seconds
 from rescope.workflow.durable._packing import pack, same, unpack
 from rescope.workflow.durable._takeover import TakeOver
@@ -33,6 +34,7 @@ Args = TypeVarTuple("Args")
 R = TypeVar("R")
 
 _ASK_AGAIN: Final = 0.1  # seconds, for the result of work that runs in another process
+_TO_ANSWER: Final = 1.0  # seconds, for the database to say what is there
 _ASKING: Final = 0.005  # seconds, for each of those who wait at once: so there are 200 questions a second at most
 
 
@@ -138,11 +140,13 @@ class Durable:
         is kept under it, so a function that is renamed leaves its work behind.
 
         `attempts`: how often it is tried in all, as long as it raises. A crash, and the end of the application, don't
-        count. A returned `Err` is a result like any other. Where only the cleanup failed, what was to be done is done:
-        the `ResourceCleanupError` is the end of it, with the value in `original_result`.
+        count; but an attempt that was cut short a hundred times in a row, each time within an hour of the last, may be
+        what ends the process, so it is the last one, and `result` raises a `RuntimeError`. A returned `Err` is a result
+        like any other. Where only the cleanup failed, what was to be done is done: the `ResourceCleanupError` is the
+        end of it, with the value in `original_result`.
         `backoff`: seconds before the second attempt; then twice as long each time, up to `max_backoff`.
-        `timeout`: seconds for each attempt. When they are over, its body is cancelled, its scope unwound, and it has
-        failed with `TimeoutError`.
+        `timeout`: seconds for the body of each attempt. When they are over, it is cancelled, the scope unwound, and the
+        attempt has failed with `TimeoutError`. Closers have timeouts of their own.
 
         Raises `TypeError` or `ValueError` for bad arguments and for a name that is taken.
         """
@@ -252,12 +256,23 @@ class Durable:
         task = self._spawn(asking)
         try:
             done, _ = await asyncio.wait({task}, timeout=timeout)
+            if not done and await self._has_ended(id):  # what is there is given, however short the time
+                done, _ = await asyncio.wait({task}, timeout=_TO_ANSWER)
         finally:
             task.cancel()
         if not done:
             msg = f"{id} is not at its end after {timeout:g} s, and goes on"
             raise TimeoutError(msg)
         return self._came(task)
+
+    async def _has_ended(self, id: str) -> bool:  # noqa: A002
+        look = self._spawn(self._status(id))
+        done, _ = await asyncio.wait({look}, timeout=_TO_ANSWER)
+        if not done:
+            look.cancel()
+            return False
+        status = self._came(look)
+        return status is None or status.status in ENDED
 
     def _spawn(self, asking: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         if self._work is None:

@@ -19,10 +19,10 @@ from rescope.workflow.durable._packing import same
 if TYPE_CHECKING:
     from dbos import WorkflowStatus
 
-__all__ = ["FAILED", "Children", "below", "started_by"]
+__all__ = ["ENDED", "FAILED", "Children", "below", "started_by"]
 
 FAILED: Final = frozenset({"ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
-_ENDED: Final = FAILED | {"SUCCESS"}
+ENDED: Final = FAILED | {"SUCCESS"}
 _LONG: Final = 300  # characters; PostgreSQL can't index more than some 2700 bytes, and functions may start themselves
 
 
@@ -68,7 +68,7 @@ class Children:
 
     async def running(self) -> bool:
         """Whether one of those that were there before has not ended. To be asked in no step of the engine."""
-        return any(status.status not in _ENDED for status in await self._before())
+        return any(status.status not in ENDED for status in await self._before())
 
     async def _before(self) -> list[WorkflowStatus]:
         async with self._looking:

@@ -53,7 +53,7 @@ class DurableCancelledError(Exception):
 class DurableClosedError(RuntimeError):
     """The application is not open, or was closed while a result was awaited. The work goes on when it opens again.
 
-    So it does where the task that it ran in was cancelled by other means than the engine's.
+    So it does, soon, where the task that it ran in was cancelled by other means than the engine's.
     """
 
 
