@@ -1,7 +1,7 @@
 """An album of images, made smaller side by side by one durable function each; two files are no images.
 
 The album starts a function for each image, and gathers what came of them: the failures are part of the result, and stop
-no other image. A limit of four at a time is a semaphore of this process, in the function itself.
+no other image. A limit of two at a time is a semaphore of this process, in the function itself.
 
     python examples/durable_images.py
 """
@@ -19,7 +19,7 @@ from rescope.workflow.durable import Durable, gather
 folder = tempfile.TemporaryDirectory()
 root = Path(folder.name)
 app = Durable(url=f"sqlite:///{root}/work.db", name="album")
-AT_A_TIME = 4
+AT_A_TIME = 2
 BROKEN = (5, 11)
 at_a_time = asyncio.Semaphore(AT_A_TIME)
 working: list[str] = []
@@ -52,7 +52,7 @@ async def thumbnail(scope: Scope, name: str) -> int:
 @app.function(namespace="images.album")
 async def album(_scope: Scope, names: list[str]) -> dict[str, str]:
     """Make all smaller, and say of each how it went."""
-    handles = [await thumbnail.start(name) for name in names]
+    handles = await asyncio.gather(*(thumbnail.start(name) for name in names))
     results = await gather(*handles)
     return {
         name: f"{result.value} bytes" if isinstance(result, Ok) else f"failed: {result.error}"

@@ -1,9 +1,10 @@
 """An order in three steps, killed with `kill -9` at each point in turn, and what a restart makes of it.
 
 Reserve, charge, ship: each is a durable function, and a fourth one, the order, starts and awaits them. For each row of
-the table a process of its own runs an order, and kills itself at that point. Then the application is opened again, and
-goes on by itself. Steps that had ended are not run again. The step that was cut short is, so what it does to the outer
-world must bear that: it is done under the number of the order, and the shop ignores the second one.
+the table a process of its own runs an order, and kills itself at that point: at first when the order has just been
+started, at last when all has ended. Then the application is opened again, and goes on by itself. Steps that had ended
+are not run again. The step that was cut short is, so what it does to the outer world must bear that: it is done under
+the number of the order, and the shop ignores the second one.
 
 Two orders can't be shipped. They are undone by the scope of the order: `on_error` says what undoes a step as soon as it
 is done. The order has one attempt, as its steps have their own, and what was undone must not be taken for done.
@@ -31,6 +32,7 @@ from rescope.workflow.durable import Durable, DurableFunction
 # Where it is killed, where it is going, and how often reserve, charge, ship, refund and put back must have run in all.
 ROWS = [
     ("nowhere", "here", "1 1 1 0 0"),
+    ("after start", "here", "1 1 1 0 0"),
     ("before reserve", "here", "1 1 1 0 0"),
     ("in reserve", "here", "2 1 1 0 0"),
     ("after reserve", "here", "1 1 1 0 0"),
@@ -38,6 +40,7 @@ ROWS = [
     ("after charge", "here", "1 1 1 0 0"),
     ("in ship", "here", "1 1 2 0 0"),
     ("after ship", "here", "1 1 1 0 0"),
+    ("after the end", "here", "1 1 1 0 0"),
     ("nowhere", "nowhere", "1 1 1 1 1"),
     ("in refund", "nowhere", "1 1 1 2 1"),
     ("in put back", "nowhere", "1 1 1 2 2"),
@@ -133,10 +136,13 @@ async def run(folder: Path, kill_at: str, place: str) -> str:
     async with program.app:
         # To start it again after a restart gives the same order, as its number is the key.
         handle = await program.order.start(7, place, key="7")
+        program.shop.maybe_die("after start")
         try:
-            return await handle.result(timeout=30)
+            outcome = await handle.result(timeout=30)
         except LookupError as exc:
-            return f"undone: {exc}"
+            outcome = f"undone: {exc}"
+        program.shop.maybe_die("after the end")
+        return outcome
 
 
 def start_process(folder: Path, kill_at: str, place: str) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ from running import run_example, run_python
 LAST_LINES = {
     "durable_welcome.py": "mails sent: 1",
     "durable_report.py": "attempts: 2",
-    "durable_order.py": "11 of 11 orders are as they should be",
+    "durable_order.py": "13 of 13 orders are as they should be",
     "durable_images.py": "10 of 12 done, 2 failed, at most",
     "durable_webhook.py": "pauses before the attempts for evt-1:",
     "durable_batch.py": "30 invoices sent,",
