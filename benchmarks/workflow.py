@@ -27,7 +27,10 @@ from benchmarks.workflow_rounds import FULL, QUICK, Effort, take_turns
 from benchmarks.workflow_work import on_postgres, on_sqlite, on_valkey, postgres_trips
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from typing import TypeAlias
+
+    Part: TypeAlias = Callable[[Effort], Coroutine[Any, Any, list["Figure"]]]
 
 BATCH = 500
 LEASE, LOCK, ADVISORY = "lease", "redis-py's Lock", "advisory lock"
@@ -80,7 +83,7 @@ async def postgres_figures(effort: Effort) -> list[Figure]:
     async with AsyncExitStack() as stack:
         contest = await on_postgres(stack)
         found = [await take_turns(contest, max(1, effort.rounds // 3)) for _ in range(effort.repeats)]
-        trips = await postgres_trips(stack)
+        trips = await postgres_trips(stack, on_postgres)
     kept = "lease, reset=nothing"
     return [
         *_times("PostgreSQL", found),
@@ -101,7 +104,7 @@ async def sqlite_figures(effort: Effort) -> list[Figure]:
     ]
 
 
-PARTS: dict[str, Callable[[Effort], Coroutine[Any, Any, list[Figure]]]] = {
+PARTS: dict[str, Part] = {
     "Valkey": valkey_figures,
     "PostgreSQL": postgres_figures,
     "SQLite": sqlite_figures,
@@ -119,15 +122,15 @@ async def _rate(mark: Callable[[], Coroutine[Any, Any, int]], batches: int) -> f
     return marked / (time.perf_counter() - start)
 
 
-def keep(figures: list[Figure], path: Path) -> None:
+def keep(of: str, figures: list[Figure], path: Path) -> None:
     """Keep them in a file."""
-    found = {"python": platform.python_version(), "figures": [asdict(figure) for figure in figures]}
+    found = {"of": of, "python": platform.python_version(), "figures": [asdict(figure) for figure in figures]}
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main() -> int:
+def command(of: str, description: str, parts: Mapping[str, Part]) -> int:
     """Parse the command line, measure, print; tell by the exit code with `--check`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.workflow", description="What leases cost.")
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{of}", description=description)
     parser.add_argument("--quick", action="store_true", help="rough figures in a few seconds")
     parser.add_argument("--check", action="store_true", help="fail where a must is missed")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the parts whose name holds this text")
@@ -136,14 +139,19 @@ def main() -> int:
     effort = QUICK if options.quick else FULL
     print(f"Python {platform.python_version()}, asyncio; medians of {effort.rounds} rounds, {effort.repeats} times")
     figures = []
-    for name, measure in PARTS.items():
+    for name, measure in parts.items():
         if options.only in name:
             for figure in asyncio.run(measure(effort)):
                 print(figure.line(), flush=True)
                 figures.append(figure)
     if options.json is not None:
-        keep(figures, options.json)
+        keep(of, figures, options.json)
     return int(options.check and any(figure.mark() == "MISS" for figure in figures))
+
+
+def main() -> int:
+    """Measure what leases cost."""
+    return command("workflow", "What leases cost.", PARTS)
 
 
 if __name__ == "__main__":

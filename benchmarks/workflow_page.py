@@ -1,4 +1,4 @@
-"""The table in `docs/benchmarks-workflow.md`, from a file: `python -m benchmarks.workflow_page FILE`."""
+"""The tables in `docs/benchmarks-workflow.md`, from files: `python -m benchmarks.workflow_page FILE...`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.workflow import Figure
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks-workflow.md"
-BEGIN, END = "<!-- figures, by python -m benchmarks.workflow_page -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- figures of benchmarks.{}, by python -m benchmarks.workflow_page -->", "<!-- end of figures -->"
 
 
 def row(figure: Figure) -> str:
@@ -33,10 +33,14 @@ def table(figures: list[Figure]) -> str:
     return "\n".join([head, *map(row, figures)])
 
 
-def put_in(page: str, block: str) -> str:
+def put_in(page: str, of: str, block: str) -> str:
     """Put a new table into a page."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{block}\n\n{END}{rest.partition(END)[2]}"
+    begin = BEGIN.format(of)
+    before, found, rest = page.partition(begin)
+    if not found:
+        msg = f"the page has no place for the figures of {of!r}"
+        raise ValueError(msg)
+    return f"{before}{begin}\n\n{block}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> int:
@@ -44,10 +48,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.workflow_page", description="Put figures into the docs."
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="what a run with --json has kept")
-    kept = json.loads(parser.parse_args().file.read_text(encoding="utf-8"))
-    figures = [Figure(**figure) for figure in kept["figures"]]
-    PAGE.write_text(put_in(PAGE.read_text(encoding="utf-8"), table(figures)), encoding="utf-8")
+    parser.add_argument("files", type=Path, metavar="FILE", nargs="+", help="what a run with --json has kept")
+    page = PAGE.read_text(encoding="utf-8")
+    for file in parser.parse_args().files:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        page = put_in(page, kept["of"], table([Figure(**figure) for figure in kept["figures"]]))
+    PAGE.write_text(page, encoding="utf-8")
     return 0
 
 

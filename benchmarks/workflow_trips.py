@@ -21,8 +21,7 @@ class Trips:
 
     async def relay(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Relay one connection until one side has gone."""
-        opening = asyncio.open_unix_connection(self.server) if isinstance(self.server, str) else None
-        there, to_server = await (opening or asyncio.open_connection(*self.server))
+        there, to_server = await self._open()
         answered = True
 
         async def ask() -> None:
@@ -46,6 +45,12 @@ class Trips:
             end.close()
             with suppress(OSError):
                 await end.wait_closed()
+
+    async def _open(self) -> tuple[StreamReader, StreamWriter]:
+        if isinstance(self.server, str):
+            return await asyncio.open_unix_connection(self.server)
+        host, port = self.server
+        return await asyncio.open_connection(host, port)
 
 
 @asynccontextmanager

@@ -82,7 +82,9 @@ async def on_postgres(stack: AsyncExitStack, url: str | None = None) -> dict[str
     }
 
 
-async def postgres_trips(stack: AsyncExitStack) -> dict[str, float]:
+async def postgres_trips(
+    stack: AsyncExitStack, contest: Callable[[AsyncExitStack, str], Awaitable[dict[str, Work]]]
+) -> dict[str, float]:
     """Count the round trips of each contender, when it is warm."""
     url = stack.enter_context(postgres())
     trips = Trips(_address(url))
@@ -91,7 +93,7 @@ async def postgres_trips(stack: AsyncExitStack) -> dict[str, float]:
     parts = urlsplit(url)
     relayed = f"postgresql://{parts.username or ''}@{parts.path}?host={folder}"
     found = {}
-    for name, work in (await on_postgres(stack, relayed)).items():
+    for name, work in (await contest(stack, relayed)).items():
         for _ in range(3):
             await work()
         trips.count = 0
