@@ -646,6 +646,15 @@ async def test_many_are_gathered_also_where_some_fail(app: Durable) -> None:
     assert told == [(1, 2), (2, 2)]
 
 
+async def test_two_that_count_alike_never_get_each_others_work() -> None:
+    """A process that was taken for dead may go on with an attempt that another one makes again, and start others."""
+    first, other = (Children("order=7", 1, first=True) for _ in range(2))
+    ids = [await first.id_for("a.b.c", (1,)), await other.id_for("a.b.c", (2,)), await other.id_for("a.b.c", (1,))]
+
+    assert len(set(ids)) == 3
+    assert [id_.partition(":a.b.c~")[0] for id_ in ids] == [f">7:order=7/1.{number}" for number in (1, 1, 2)]
+
+
 async def test_what_outlives_its_attempt_starts_work_of_its_own(app: Durable) -> None:
     """A task that an attempt left behind is no part of it any more."""
     tasks: list[asyncio.Task[Any]] = []

@@ -27,7 +27,7 @@ from dbos import DBOS
 from durable.conftest import until
 from rescope import Scope
 from rescope.workflow import durable
-from rescope.workflow.durable import Durable, DurableClosedError
+from rescope.workflow.durable import Durable, DurableClosedError, _locks
 from rescope.workflow.durable import _engine as engine
 from rescope.workflow.durable._locks import AdvisoryLocks, FileLocks, Locks, _is_old
 from rescope.workflow.durable._takeover import TakeOver
@@ -428,8 +428,12 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path, postgres_url: str) -> N
     assert all_of(left, right) == [True, True, False, True, True, True]
 
 
-def test_locks_that_got_lost_with_their_connection_are_taken_again(postgres_url: str) -> None:
-    """A server that was restarted has forgotten them; the next `take` connects anew."""
+def test_locks_that_got_lost_with_their_connection_are_taken_again(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was restarted has forgotten all: each takes its own anew, and leaves the others time to do so."""
+    now = [1000.0]
+    monkeypatch.setattr(_locks, "time", SimpleNamespace(monotonic=lambda: now[0]))
     locks = AdvisoryLocks(postgres_url)
     assert locks.take("c")
     with psycopg.connect(postgres_url, autocommit=True) as admin:
@@ -438,7 +442,21 @@ def test_locks_that_got_lost_with_their_connection_are_taken_again(postgres_url:
 
     assert locks.take("c")
     assert locks._connected().info.backend_pid != pid
+    assert not locks.take("d")
+    now[0] += 30
+    assert locks.take("d")
     locks.close()
+
+
+def test_the_server_is_to_notice_soon_that_a_machine_is_gone(postgres_url: str) -> None:
+    """By asking for a sign of life: the session that holds the locks has set how often."""
+    locks = AdvisoryLocks(postgres_url)
+    locks.take("e")
+    asked = "SELECT count(*) FROM pg_settings WHERE name = ANY(%s) AND source = 'session'"
+    row: Any = locks._connected().execute(asked, (list(_locks._ALIVE),)).fetchone()
+    locks.close()
+
+    assert row == (3,)
 
 
 async def test_it_works_on_postgresql(postgres_url: str) -> None:

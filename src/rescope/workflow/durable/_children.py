@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from dbos import DBOS
 
-from rescope.workflow.durable._packing import same
+from rescope.workflow.durable._packing import digest, same
 
 if TYPE_CHECKING:
     from dbos import WorkflowStatus
@@ -64,7 +64,8 @@ class Children:
                 known.remove(status)
                 return status.workflow_id
         self._started += 1
-        return f"{self._mine}{self._started}:{name}"
+        # Should a process that was taken for dead go on, it counts too: so the same number is not enough.
+        return f"{self._mine}{self._started}:{name}~{digest(args)}"
 
     async def running(self) -> bool:
         """Whether one of those that were there before has not ended. To be asked in no step of the engine."""

@@ -20,6 +20,7 @@ __all__ = ["AdvisoryLocks", "FileLocks", "Locks"]
 
 _YOUNG: Final = 60.0  # seconds
 _CONNECT_WITHIN: Final = 10  # seconds
+_PATIENCE: Final = 30.0  # seconds; the others look after their locks every ten
 _ALIVE: Final = {"tcp_keepalives_idle": 15, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3}
 
 
@@ -99,17 +100,22 @@ class AdvisoryLocks:
     """PostgreSQL's advisory locks, on one connection. The server takes them away from a client that is gone.
 
     The server finds out after half a minute that a machine went down without a word. A connection that got lost takes
-    its locks with it: the next `take` connects anew.
+    its locks with it: the next `take` connects anew. As others may have lost theirs too, when the server was restarted,
+    it leaves them the time to take them again.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._connection: Connection[tuple[bool]] | None = None
         self._held: set[str] = set()
+        self._lost: set[str] = set()
+        self._patient_until = 0.0
 
     def take(self, name: str) -> bool:
         if name in self._held and self._still_connected():
             return True
+        if name not in self._lost and time.monotonic() < self._patient_until:
+            return False
         if self._ask("pg_try_advisory_lock(hashtextextended(%s, 0))", f"rescope/durable/{name}"):
             self._held.add(name)
         return name in self._held
@@ -132,6 +138,8 @@ class AdvisoryLocks:
         try:
             return self._connection is not None and self._ask("true")
         except psycopg.OperationalError:  # the server was restarted, or the network was
+            self._lost = self._held.copy()
+            self._patient_until = time.monotonic() + _PATIENCE
             self._drop()
             return False
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 from contextlib import suppress
+from hashlib import sha256
 from io import BytesIO
 from typing import Any
 
 from rescope.exceptions import reason
 
-__all__ = ["RemoteError", "pack", "packable", "same", "unpack"]
+__all__ = ["RemoteError", "digest", "pack", "packable", "same", "unpack"]
 
 
 class RemoteError(Exception):
@@ -60,6 +61,11 @@ def same(left: object, right: object) -> bool:
         if left == right:
             return True
     return _each_apart(left) == _each_apart(right)
+
+
+def digest(value: object) -> str:
+    """Give a short name for a value that no other value gets."""
+    return sha256(_each_apart(value)).hexdigest()[:16]
 
 
 def _each_apart(value: object) -> bytes:
