@@ -64,7 +64,7 @@ class Machine:
 
     async def recover_for_ever(self) -> None:
         while True:
-            await recover(self.store)
+            await recover(self.store, ttl=TTL)  # so long it holds up the others, should it be killed
             await asyncio.sleep(EVERY)
 
     async def run(self) -> None:
