@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import anyio
+import psycopg
 import pytest
+from sqlalchemy.engine import Engine
+from sqlalchemy.event import listen, remove
 
 from conftest import ASYNCIO_ONLY
 from rescope.workflow.durable import Durable, _app, _takeover
@@ -19,11 +23,19 @@ def anyio_backend(request: pytest.FixtureRequest) -> object:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the engine, and us, ask more often than is good for a database."""
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    """Have the engine, and us, ask more often than is good for a database; and no test waits for a disk."""
     monkeypatch.setattr("dbos._core._PREEMPTIBLE_POLL_INTERVAL_SEC", 0.05, raising=False)
     monkeypatch.setattr(_takeover, "_PICKED_UP_WITHIN", 0.05)
     monkeypatch.setattr(_app, "_ASK_AGAIN", 0.02)
+    listen(Engine, "connect", _need_no_disk)
+    yield
+    remove(Engine, "connect", _need_no_disk)
+
+
+def _need_no_disk(connection: Any, _: object) -> None:
+    if not isinstance(connection, psycopg.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
 
 
 @pytest.fixture
