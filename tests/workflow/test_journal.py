@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import runpy
 import shutil
@@ -845,6 +846,22 @@ async def test_a_family_of_which_nobody_stands_on_a_lease_may_have_another() -> 
     assert await content(store) == []
 
 
+async def test_who_was_refused_may_join_when_what_was_lost_is_closed() -> None:
+    """It was never one of those that stood on the lost lease."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    async with JournaledScope(store, "worker", clock=clock) as scope:
+        first, second = scope.child(), scope.child()
+        await first.acquire(make, remove, token="a")
+        clock.advance(31)
+        with pytest.raises(LeaseLostError):
+            await second.acquire(make, remove, token="b")
+        await first.aclose()
+        await second.acquire(make, remove, token="b")
+
+    assert log == ["made a", "a", "made b", "b"]
+
+
 async def test_scopes_of_a_family_that_begin_at_the_same_time_have_one_life() -> None:
     """Also where the lease was lost before the others had joined it: those are refused."""
     clock = Clock()
@@ -887,13 +904,46 @@ async def test_a_cleanup_of_a_lost_owner_may_close_another() -> None:
     assert await content(store) == []
 
 
+async def test_a_lease_that_was_taken_back_and_lost_again_closes_nothing_more() -> None:
+    """What was begun ends; the rest is left."""
+    clock = Clock()
+    clocks[:] = [clock]
+    store = MemoryStore(clock=clock)
+    with pytest.raises(ResourceCleanupError) as caught:
+        async with JournaledScope(store, "worker", clock=clock) as scope:
+            await scope.acquire(make, remove, token="a")
+            handles[:] = scope.resources
+            await scope.acquire(make, "test.close-another", token="too late")
+            clock.advance(31)
+
+    assert [type(inner) for error in caught.value.errors for inner in error.exceptions] == [LeaseLostError]
+    assert log == ["made a", "made too late"]
+    assert await tokens(store) == ["a", "too late"]
+
+
 handles: list[Resource[Any]] = []
 
 
 @cleanup("test.close-another")
 async def close_another(token: Any) -> None:
+    if token == "too late":
+        clocks[0].advance(31)
     await handles[0].aclose()
     log.append(token)
+
+
+async def test_what_is_recovered_while_the_lease_is_taken_back_is_not_closed_again() -> None:
+    """It is looked for once more when nobody else can close it."""
+    clock = Clock()
+    memory = MemoryStore(clock=clock)
+    store = Cued(memory)
+    async with JournaledScope(store, "worker", clock=clock) as scope:
+        await scope.acquire(make, remove, token="a")
+        clock.advance(31)
+        [key] = [one.key for one in await pending(store)]
+        store.after["get"] = lambda: memory._held.get(key) and memory._drop(key)
+
+    assert log == ["made a"]
 
 
 async def test_a_loss_that_shows_when_it_is_given_back_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -956,6 +1006,58 @@ async def test_what_is_older_than_what_was_left_is_left_too() -> None:
     assert [type(error) for error in caught.value.errors] == [CleanupTakenError]
     assert [one.token for one in (await recover(store)).closed] == ["b", "a"]
     assert log == ["made a", "made b", "b", "a"]
+
+
+async def test_what_is_older_than_what_could_not_be_looked_at_is_left_too() -> None:
+    """A store that fails just then is no reason to close them out of order."""
+    clock = Clock()
+    store = Cued(MemoryStore(clock=clock))
+    with pytest.raises(ResourceCleanupError) as caught:
+        async with JournaledScope(store, "worker", clock=clock) as scope:
+            await scope.acquire(make, remove, token="a")
+            younger = await scope.acquire(make, remove, token="b")
+            clock.advance(31)
+            store.before["get"] = fail
+            with pytest.raises(ResourceCleanupError, match="no route"):
+                await scope.release(younger)
+            del store.before["get"]
+
+    assert [type(error) for error in caught.value.errors] == [CleanupTakenError]
+    assert [one.token for one in (await recover(store)).closed] == ["b", "a"]
+
+
+async def test_what_fails_in_a_lost_life_keeps_nobody_waiting() -> None:
+    """It was tried, as in any scope: the older ones are closed."""
+    clock = Clock()
+    store = MemoryStore(clock=clock)
+    failing.append("b")
+    with pytest.raises(ResourceCleanupError, match="it is stuck"):
+        async with JournaledScope(store, "worker", clock=clock) as scope:
+            await scope.acquire(make, remove, token="a")
+            await scope.acquire(make, remove, token="b")
+            clock.advance(31)
+
+    assert log == ["made a", "made b", "b", "a"]
+    assert await tokens(store) == ["b"]
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+async def test_no_cancellation_leaves_anything_of_a_lost_life(*, concurrent: bool) -> None:
+    """Cancelled at every point, all is closed, and no record or lease is left."""
+    stores: list[MemoryStore] = []
+
+    async def program(ledger: Ledger) -> None:
+        clock = Clock()
+        stores.append(MemoryStore(clock=clock))
+        async with JournaledScope(stores[-1], "worker", concurrent=concurrent, clock=clock) as scope:
+            await scope.acquire(make, remove, token="a")
+            await scope.acquire(make, remove, token="b")
+            clock.advance(31)
+
+    report = await cancel_everywhere(program)
+
+    assert report.scope > 10
+    assert [key for store in stores for key in await content(store)] == []
 
 
 async def test_what_was_recovered_meanwhile_is_no_failure_of_one_that_had_to_leave_something() -> None:
@@ -1303,18 +1405,43 @@ async def test_what_hangs_starves_nobody() -> None:
     assert [one.token for one in report.failed] == ["a"]
 
 
-@pytest.mark.parametrize("owner", ["dead", "other"])
-@on_asyncio
-async def test_what_never_failed_comes_first(owner: str) -> None:
-    """Of one owner as of several: so those that hang in each pass keep nobody waiting in all of them."""
+async def test_a_cleanup_has_half_of_the_grace_or_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All where no other one waits for its first try."""
     store = MemoryStore()
-    await leave_behind(store, "stubborn")
-    [entry] = [entry async for entry in store.scan("journal/")]
-    await store.put(entry.key, {**entry.value, "attempts": 3})
-    await leave_behind(store, "new", owner=owner)
+    monkeypatch.setattr(anyio, "current_time", lambda: 0.0)
+    await leave_behind(store, "a", "b", cleanup="test.hang")
+    report = await recover(store, grace=0.04, backoff=NEVER)
+
+    assert [str(one.error).partition("than the ")[2] for one in report.failed] == ["0.04 s it had", "0.02 s it had"]
+    assert log == ["b", "a"]
+
+
+@pytest.mark.parametrize(("stubborn", "new"), [("life/00000002", "life/00000001"), ("life-1/00000001", "life-2/0001")])
+@on_asyncio
+async def test_what_never_failed_comes_first(stubborn: str, new: str) -> None:
+    """Of the scopes of a life, and of lives: so those that hang in each pass keep nobody waiting in all of them."""
+    store = MemoryStore()
+    for name, attempts in ((stubborn, 3), (new, 0)):
+        record = {"cleanup": "test.remove", "token": name, "since": 0, "attempts": attempts}
+        await store.put(f"journal/4:dead/{name}/00000001", record)
     await recover(store, limit=1)
 
-    assert log == ["new", "stubborn"]
+    assert log == [new, stubborn]
+
+
+async def test_nothing_begins_when_the_grace_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the next one of the same scope either."""
+    store = MemoryStore()
+    await leave_behind(store, "a", "b")
+    turned = turn_the_clock_of_the_loop(monkeypatch)
+
+    def on_progress(one: PendingCleanup) -> None:
+        turned.now += 100
+
+    report = await recover(store, on_progress=on_progress)
+
+    assert log == ["b"]
+    assert [one.token for one in report.later] == ["a"]
 
 
 async def test_lives_that_the_grace_does_not_reach_are_left_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1325,13 +1452,20 @@ async def test_lives_that_the_grace_does_not_reach_are_left_for_later(monkeypatc
     await leave_behind(store, "b", owner="other")
     turned = turn_the_clock_of_the_loop(monkeypatch)
 
+    class Asked(Good):
+        async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
+            asked.append(key)
+            return await super().put(key, value, ttl=ttl, if_version=if_version)
+
     def on_progress(one: PendingCleanup) -> None:
         turned.now += 100
 
-    report = await recover(store, on_progress=on_progress)
+    asked: list[str] = []
+    report = await recover(Asked(store), on_progress=on_progress)
 
     assert (len(report.closed), len(report.later)) == (1, 1)
     assert await tokens(store) == [one.token for one in report.later]
+    assert len(asked) == 2  # that of all recoverers, and that of the first life
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
@@ -1355,25 +1489,27 @@ async def leave_all(token: str) -> None:
     raise SystemExit if token == "SystemExit" else KeyboardInterrupt
 
 
-async def test_of_several_troubles_an_exit_comes_out(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("exits", "error"), [(True, SystemExit), (False, ValueError)])
+async def test_of_several_troubles_an_exit_comes_out(
+    caplog: pytest.LogCaptureFixture, *, exits: bool, error: type[BaseException]
+) -> None:
     """Else the first one does; the others are told."""
     store = MemoryStore()
-    await leave_behind(store, "a")
-    [entry] = [entry async for entry in store.scan("journal/")]
-    await store.put(entry.key, {**entry.value, "cleanup": "test.exit", "token": "SystemExit"})
-    await leave_behind(store, "b", "c", owner="another")
-    failing.extend("bc")
-    pauses = iter([math.nan, "soon"])
+    await leave_behind(store, "a", "b")
+    if exits:
+        await leave_behind(store, "SystemExit", owner="a later one", cleanup="test.exit")
+    failing.extend("ab")
+    pauses = {"b": math.nan, "a": "soon"}
 
     def backoff(attempts: int) -> Any:
-        return next(pauses, 60)
+        return pauses.pop(log[-1], 60)
 
-    with pytest.raises(SystemExit):
+    with pytest.raises(error):
         await recover(store, backoff=backoff, limit=1)
 
     assert "recovering goes on, although ValueError: what `backoff` gives" in caplog.text
     assert "recovering goes on, although TypeError: what `backoff` gives" in caplog.text
-    assert "recovering goes on, although SystemExit" in caplog.text
+    assert ("recovering goes on, although SystemExit" in caplog.text) == exits
 
 
 async def test_a_backoff_that_gives_nonsense_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1692,22 +1828,22 @@ async def test_a_store_that_fails_in_a_way_of_its_own() -> None:
     assert await tokens(store) == ["a"]
 
 
+@pytest.mark.parametrize("unseen", [1, 2])
 @once
-async def test_an_owner_that_begins_while_one_looks_is_live() -> None:
-    """`pending` doesn't take it for one that died, whose lease it has not seen."""
+async def test_an_owner_that_begins_or_ends_while_one_looks_is_live(unseen: int) -> None:
+    """`pending` doesn't take it for one that died, whose lease it has not seen before, or no longer."""
 
-    class Early(Good):
-        looked = False
+    class Looked(Good):
+        looks = 0
 
         def scan(self, prefix: str) -> AsyncIterator[Entry]:
-            early = prefix.startswith("lease/") and not self.looked
-            self.looked = True
-            return self.inner.scan("nothing" if early else prefix)
+            self.looks += prefix.startswith("lease/")
+            return self.inner.scan("nothing" if prefix.startswith("lease/") and self.looks == unseen else prefix)
 
     store = MemoryStore()
     async with JournaledScope(store, "worker") as scope:
         await scope.acquire(make, remove, token="a")
-        assert [one.live for one in await pending(Early(store))] == [True]
+        assert [one.live for one in await pending(Looked(store))] == [True]
 
 
 async def test_a_record_that_was_written_anew_is_not_lost() -> None:
@@ -1924,6 +2060,25 @@ def test_the_example_runs(tmp_path: Path) -> None:
     ]
     assert result.stdout.splitlines()[-2:] == ["bob: done", "nothing is left"]
     assert list(tmp_path.glob("*/ada_*")) == []
+
+
+@pytest.mark.long
+def test_it_is_a_scope_in_every_other_way() -> None:
+    """The tests of scopes pass with a journaled one in place of each, in which each acquisition is journaled."""
+    tests = [HERE.parent / f"test_{name}.py" for name in ("scope", "closing_rules", "cancellation")]
+    options = ["-p", "workflow.journal_in_place", "-p", "no:cacheprovider", "-q", "-k", "asyncio"]
+    result = subprocess.run(  # noqa: S603 (ours)
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=HERE.parent.parent,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stdout
+    assert " passed" in result.stdout
 
 
 # At the command line

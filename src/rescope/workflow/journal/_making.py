@@ -37,7 +37,7 @@ class Making:
     It counts as one who stands on the owner's lease until it is closed.
     """
 
-    __slots__ = ("_begun", "_clean", "_key", "_owner", "_place", "_record", "_settled", "_token", "cleanup")
+    __slots__ = ("_begun", "_called", "_clean", "_key", "_owner", "_place", "_record", "_settled", "_token", "cleanup")
 
     _owner: Owner
     _key: str
@@ -48,6 +48,7 @@ class Making:
         self._clean = known(cleanup)
         self._place = place
         self._token = as_json(token)
+        self._called = False
         self._begun = False  # whether there may be something to clean up
         self._settled = False  # whether what is made was made while the lease was held
 
@@ -108,6 +109,7 @@ class Making:
             tell(f"the intent to make what {self.cleanup!r} cleans up may stand until it is recovered ({reason(exc)})")
 
     def _clean_up(self) -> Awaitable[None]:
+        self._called = True
         return self._forget_after(begin(self._clean, self._token))
 
     async def _forget_after(self, cleaning: Awaitable[None]) -> None:
@@ -133,10 +135,15 @@ class Making:
 
     async def _close_lost(self) -> None:
         """Close what still has a record; what was made when that may have been recovered gets it back first."""
-        if not self._settled:
-            await self._write()
-        if await self._is_known():
-            await self._owner.again(self.cleanup, self._close_if_known)
+        try:
+            if not self._settled:
+                await self._write()
+            if await self._is_known():
+                await self._owner.again(self.cleanup, self._close_if_known)
+        except BaseException:
+            if not self._called:  # else what is older would be closed before it
+                self._owner.leaves_all = True
+            raise
 
     async def _close_if_known(self) -> None:
         if await self._is_known():

@@ -70,26 +70,22 @@ class Journal:
 class Family:
     """A scope, its children, and what it was moved to: they share a life, as each may build on what another holds."""
 
-    __slots__ = ("_joining", "_members", "_owner", "journal")
+    __slots__ = ("_members", "_owner", "journal")
 
     def __init__(self, journal: Journal) -> None:
-        from anyio import Lock
-
         self.journal = journal
-        self._joining = Lock()
         self._members = 0
         self._owner: Owner | None = None
 
     async def join(self) -> Owner:
         """Count one more of them that stands on the lease. Raises `LeaseLostError` where the others' is lost."""
-        async with self._joining:
-            if self._owner is None:
-                self._owner = await self.journal.join()
-            else:
-                self._owner.check()
-                self._owner.need_too()
-            self._members += 1
-            return self._owner
+        if self._owner is not None:
+            self._owner.check()
+            self._owner.need_too()
+        else:
+            self._owner = await self.journal.join()  # who joins at the same time is given the same one
+        self._members += 1
+        return self._owner
 
     async def part(self, owner: Owner) -> None:
         """Count one less. When there is none, the next one may begin another life."""
@@ -177,14 +173,14 @@ class Footing:
 class Owner(Footing):
     """One life of an owner."""
 
-    __slots__ = ("_again", "_taken", "_told", "left", "prefix")
+    __slots__ = ("_again", "_told", "leaves_all", "left", "prefix")
 
     def __init__(self, journal: Journal) -> None:
         super().__init__(journal, begin_life(journal.owner, time.time(), os.urandom(5).hex()))
         self.prefix = self.life.prefix
         self.left = self.life.left.prefix
         self._again: Footing | None = None
-        self._taken = False
+        self.leaves_all = False  # to a recoverer, as it had to leave something that may build on the rest
         self._told = False
 
     async def let_go(self) -> None:
@@ -196,11 +192,8 @@ class Owner(Footing):
         await super().let_go()
 
     async def again(self, cleanup: str, fn: Callable[[], Awaitable[None]]) -> None:
-        """Do that with the lease, which is taken once more for it. Refused where a recoverer has it, or had it before.
-
-        What that one had not come to may build on what is to be closed here, so all of it is left.
-        """
-        if self._taken:
+        """Do that with the lease, which is taken once more for it. Refused where a recoverer has it."""
+        if self.leaves_all:
             raise CleanupTakenError(cleanup, self.life.owner)
         footing = self._again
         if footing is None or footing.over:
@@ -208,7 +201,6 @@ class Owner(Footing):
         try:
             await footing.need()
         except LeaseHeldError as held:
-            self._taken = True
             raise CleanupTakenError(cleanup, self.life.owner) from held
         try:
             footing.check()
