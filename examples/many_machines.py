@@ -24,7 +24,7 @@ import asyncpg
 from servers import postgres
 
 from rescope import Scope
-from rescope.workflow import JournaledScope, PostgresStore, cleanup, recover
+from rescope.workflow import JournaledScope, PostgresStore, StoreError, cleanup, recover
 from rescope.workflow.durable import Durable, DurableFunction
 
 TTL = 2.0  # seconds; half a minute or so is usual
@@ -64,7 +64,10 @@ class Machine:
 
     async def recover_for_ever(self) -> None:
         while True:
-            await recover(self.store, ttl=TTL)  # so long it holds up the others, should it be killed
+            try:
+                await recover(self.store, ttl=TTL)  # so long it holds up the others, should it be killed
+            except StoreError as error:
+                print(f"{self.name}: nothing was recovered: {error}", file=sys.stderr)
             await asyncio.sleep(EVERY)
 
     async def run(self) -> None:
