@@ -655,6 +655,21 @@ async def test_two_that_count_alike_never_get_each_others_work() -> None:
     assert [id_.partition(":a.b.c~")[0] for id_ in ids] == [f">7:order=7/1.{number}" for number in (1, 1, 2)]
 
 
+async def test_what_is_no_handle_is_not_gathered(app: Durable) -> None:
+    """A list of handles, or an async callback, is a mistake that is told at the call; so is an id that is none."""
+    gather_anyhow: Any = gather
+
+    async def progress(ended: int, count: int) -> None: ...
+
+    with pytest.raises(TypeError, match=r"takes handles, as `gather\(\*handles\)`.* not a list"):
+        await gather_anyhow([app.handle("7")])
+    with pytest.raises(TypeError, match="`on_progress` must be a plain function"):
+        await gather_anyhow(app.handle("7"), on_progress=progress)
+    with pytest.raises(TypeError, match="`id` must be a string, as that of a handle, not a int"):
+        app.handle(7)  # type: ignore[arg-type]
+    assert await gather_anyhow() == []
+
+
 async def test_what_outlives_its_attempt_starts_work_of_its_own(app: Durable) -> None:
     """A task that an attempt left behind is no part of it any more."""
     tasks: list[asyncio.Task[Any]] = []

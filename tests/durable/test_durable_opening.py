@@ -14,6 +14,7 @@ import sys
 from base64 import b64encode
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,9 +127,17 @@ def test_what_is_no_durable_function_is_refused(app: Durable) -> None:
 
     async def charge(scope: Scope) -> None: ...
 
+    async def by_name(scope: Scope, *, cents: int) -> None: ...
+
     register: Callable[[Any], Any] = app.function(namespace="orders.payment")
     with pytest.raises(TypeError, match="must be an `async def` function, not a function"):
         register(plain)
+    with pytest.raises(TypeError, match="must be an `async def` function, not a partial"):
+        register(partial(charge))
+    with pytest.raises(
+        TypeError, match="by_name needs `cents` by its name, and `start` gives arguments by their position"
+    ):
+        register(by_name)
     for bad in (scopeless, keywords):
         with pytest.raises(TypeError, match="takes no scope: make it its first parameter"):
             register(bad)

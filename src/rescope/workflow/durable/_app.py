@@ -164,7 +164,10 @@ class Durable:
         return decorate
 
     def handle(self, id: str) -> Handle[Any]:  # noqa: A002
-        """Give the handle of work by its id, as another process may have told it."""
+        """Give the handle of work by its id, as another process may have told it. `TypeError` for what is no string."""
+        if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            msg = f"`id` must be a string, as that of a handle, not a {type(id).__qualname__}"
+            raise TypeError(msg)
         return Handle(self, id)
 
     async def __aenter__(self) -> Self:
@@ -316,11 +319,17 @@ def _check_attempts(attempts: object) -> None:
 
 
 def _check_function(fn: object) -> None:
-    if not iscoroutinefunction(fn):
+    if not iscoroutinefunction(fn) or not hasattr(fn, "__name__"):
         msg = f"a durable function must be an `async def` function, not a {type(fn).__qualname__}"
         raise TypeError(msg)
     takes = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     parameters = list(signature(fn).parameters.values())
     if not parameters or parameters[0].kind not in takes:
         msg = f"{fn.__qualname__} takes no scope: make it its first parameter"
+        raise TypeError(msg)
+    needed = [
+        each.name for each in parameters if each.kind is Parameter.KEYWORD_ONLY and each.default is Parameter.empty
+    ]
+    if needed:
+        msg = f"{fn.__qualname__} needs `{needed[0]}` by its name, and `start` gives arguments by their position only"
         raise TypeError(msg)

@@ -6,6 +6,7 @@ import asyncio
 import math
 import pickle
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Final, Generic, Literal, NoReturn, TypeVar, final
 
 from dbos import DBOS
@@ -141,8 +142,10 @@ async def gather(
     """Wait for all, and give how each ended, in their order: `Ok(value)`, or `Err(error)` for one that failed.
 
     `on_progress(ended, all)` is called when one has ended. Raises `DurableClosedError` where the application closes
-    meanwhile. A cancellation ends the waiting, and nothing else.
+    meanwhile; `TypeError` for what is no handle, and for an async `on_progress`. A cancellation ends the waiting, and
+    nothing else.
     """
+    _check_gathered(handles, on_progress)
     ended = 0
 
     async def one(handle: Handle[R]) -> Ok[R] | Err[Exception]:
@@ -160,6 +163,17 @@ async def gather(
         return result
 
     return await asyncio.gather(*(one(handle) for handle in handles))
+
+
+def _check_gathered(handles: tuple[object, ...], on_progress: object) -> None:
+    for handle in handles:
+        if not isinstance(handle, Handle):
+            kind = type(handle).__qualname__
+            msg = f"`gather` takes handles, as `gather(*handles)`, each of a `start` that was awaited, not a {kind}"
+            raise TypeError(msg)
+    if iscoroutinefunction(on_progress):
+        msg = "`on_progress` must be a plain function, as nobody awaits it"
+        raise TypeError(msg)
 
 
 def seconds(value: object, what: str, *, zero: bool = False) -> float:
