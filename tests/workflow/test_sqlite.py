@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import sqlite3
 import subprocess
@@ -13,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread, active_count, get_ident
+from threading import Event, Thread, active_count
 from typing import Any
 
 import anyio
@@ -25,7 +24,6 @@ from rescope import Scope
 from rescope.testing import store_contract
 from rescope.testing._store_bench import increment
 from rescope.workflow import Entry, SqliteStore, StoreClosedError, StoreError, VersionConflictError
-from rescope.workflow.store import UnreadableValueError
 from rescope.workflow.stores import sqlite
 from workflow.broken_stores import Clock
 
@@ -65,30 +63,6 @@ def content(path: Path) -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in path.parent.iterdir()}
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every brief call is made at once, if nobody else is at it."""
-    monkeypatch.setattr(sqlite, "_PROOF", 0)
-
-
-@pytest.fixture
-def in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every call is made in a thread."""
-    monkeypatch.setattr(sqlite, "_PROOF", math.inf)
-
-
-class Where:
-    """A clock that notes whether it was asked in the event loop's thread."""
-
-    def __init__(self) -> None:
-        self.loop = get_ident()
-        self.at_once: list[bool] = []
-
-    def __call__(self) -> float:
-        self.at_once.append(get_ident() == self.loop)
-        return 1000.0
-
-
 class Held:
     """A clock that holds up the thread that asks for the time."""
 
@@ -105,11 +79,9 @@ class Held:
 # The contract
 
 
-@pytest.mark.parametrize("manner", ["in_threads", "at_once"])
 @pytest.mark.parametrize("check", CHECKS, ids=str)
-async def test_it_keeps_the_contract(check: Any, manner: str, path: Path, request: pytest.FixtureRequest) -> None:
-    """Each check is a test, whether calls are made in threads or, as far as may be, at once."""
-    request.getfixturevalue(manner)
+async def test_it_keeps_the_contract(check: Any, path: Path) -> None:
+    """Each check is a test."""
     clock = Clock()
     await check(partial(SqliteStore, path, synchronous="normal", clock=clock), advance=clock.advance)
 
@@ -438,154 +410,11 @@ async def test_a_failure_in_the_middle_undoes_the_whole(path: Path) -> None:
         assert await store.put("key", "after") == 2
 
 
-# In a thread or at once
-
-
-async def test_calls_are_made_at_once_while_they_are_quick(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When some in a row were; and now and then some are made in a thread again."""
-    monkeypatch.setattr(sqlite, "_QUICK", math.inf)
-    monkeypatch.setattr(sqlite, "_PROOF", 3)
-    monkeypatch.setattr(sqlite, "_IN_A_ROW", 5)
-    clock = Where()
-    async with SqliteStore(path, clock=clock) as store:
-        for number in range(4):
-            await store.put("key", number)
-            await store.get("key")
-            await store.delete("key")
-
-    assert clock.at_once == [False, False, False, True, True, True] * 2
-
-
-async def test_a_slow_call_sends_those_after_it_to_a_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop waits for one at most."""
-    monkeypatch.setattr(sqlite, "_PROOF", 2)
-    clock = Where()
-    async with SqliteStore(path, clock=clock) as store:
-        for seconds in (math.inf, math.inf, 0, math.inf, math.inf, math.inf):
-            monkeypatch.setattr(sqlite, "_QUICK", seconds)
-            await store.put("key", 1)
-
-    assert clock.at_once == [False, False, True, False, False, True]
-
-
-@pytest.mark.usefixtures("at_once")
-async def test_calls_of_many_entries_are_made_in_a_thread(path: Path) -> None:
-    """They are not brief."""
-    clock = Where()
-    async with SqliteStore(path, clock=clock) as store:
-        await store.put_many({"a": 1, "b": 2})
-        keys = [entry.key async for entry in store.scan("")]
-
-    assert keys == ["a", "b"]
-    assert not any(clock.at_once)
-
-
-@pytest.mark.usefixtures("at_once")
-async def test_calls_of_several_tasks_are_made_in_a_thread(path: Path) -> None:
-    """So that the event loop is free while the disk is busy; one by itself is made at once."""
-    clock = Where()
-    async with SqliteStore(path, clock=clock) as store:
-        async with anyio.create_task_group() as tasks:
-            for number in range(2):
-                tasks.start_soon(store.put, f"key {number}", 1)
-        await store.put("key", 1)
-
-    assert clock.at_once == [False, False, True]
-
-
-@pytest.mark.usefixtures("at_once")
-async def test_a_call_that_would_wait_for_another_process_does_so_in_a_thread(path: Path) -> None:
-    """The event loop goes on meanwhile; the entry is put once."""
-    async with SqliteStore(path, busy_timeout=5) as store:
-        await store.put("key", 1)
-        with another(path) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(store.put, "key", 2)
-                await anyio.wait_all_tasks_blocked()
-                connection.execute("COMMIT")
-
-        assert await store.get("key") == Entry("key", 2, 2)
-
-
-@pytest.mark.usefixtures("at_once")
-async def test_a_call_that_fails_at_once_is_not_made_again(path: Path) -> None:
-    """Only one that would have to wait is."""
-    clock = Where()
-    async with SqliteStore(path, clock=clock) as store:
-        await store.put("key", 1)
-        with another(path) as connection:
-            connection.execute("UPDATE rescope_entries SET value = 'no json'")
-        with pytest.raises(UnreadableValueError):
-            await store.get("key")
-        with pytest.raises(VersionConflictError):
-            await store.put("key", 2, if_version=7)
-
-    assert clock.at_once == [True, True, True]
-
-
-async def test_the_log_is_written_back_in_a_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That takes longer than any call."""
-    async with SqliteStore(path) as store:
-        found = []
-        for proof in (math.inf, 0, 0, math.inf, math.inf):
-            monkeypatch.setattr(sqlite, "_PROOF", proof)
-            await store.put("key", 1)
-            found += store._connection.execute("PRAGMA wal_autocheckpoint").fetchone()  # type: ignore[union-attr]
-
-    assert found == [1000, 0, 0, 1000, 1000]
-
-
-@asyncio_only
-async def test_who_comes_after_a_call_that_was_left_waits_for_it_in_a_thread(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`task.cancel()` leaves a call that goes on; the event loop does not wait for its end."""
-    clock = Held()
-    async with SqliteStore(path, clock=clock) as store:
-        monkeypatch.setattr(sqlite, "_PROOF", math.inf)
-        left = asyncio.ensure_future(store.put("key", 1))
-        await to_thread.run_sync(clock.asked.wait)
-        left.cancel()
-        await asyncio.wait([left])
-        monkeypatch.setattr(sqlite, "_PROOF", 0)
-        after = asyncio.ensure_future(store.put("key", 2, if_version=1))
-        await anyio.wait_all_tasks_blocked()
-        clock.go_on.set()
-
-        assert await after == 2
-
-
-@pytest.mark.usefixtures("at_once")
-async def test_a_call_that_is_interrupted_undoes_the_whole(path: Path) -> None:
-    """Ctrl-C may come in the middle of one that is made at once; the connection is good for the next."""
-    interrupted = False
-
-    def now() -> float:
-        if interrupted:
-            raise KeyboardInterrupt
-        return 1000.0
-
-    async with SqliteStore(path, clock=now) as store:
-        await store.put("key", "before")
-        interrupted = True
-        with pytest.raises(KeyboardInterrupt):
-            await store.put("key", "after")
-        interrupted = False
-
-        assert await store.get("key") == Entry("key", "before", 1)
-        assert await store.put("key", "after") == 2
-
-
 # Cancelling
 
 
-@pytest.mark.parametrize("manner", ["in_threads", "at_once"])
-async def test_a_call_that_is_cancelled_before_it_has_begun_does_nothing(
-    store: SqliteStore, manner: str, request: pytest.FixtureRequest
-) -> None:
-    """It has taken no thread, nor been made at once."""
-    request.getfixturevalue(manner)
+async def test_a_call_that_is_cancelled_before_it_has_begun_does_nothing(store: SqliteStore) -> None:
+    """It has taken no thread."""
     with anyio.CancelScope() as scope:
         scope.cancel()
         await store.put("key", 1)

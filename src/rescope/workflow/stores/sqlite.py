@@ -1,13 +1,8 @@
 """A store in a file, on the standard library's SQLite: shared by all processes of a machine, and nothing to set up.
 
-Each call runs to its end in a transaction of its own, and holds the only connection while it does. That is all there is
-to cancelling: a call that was begun is done as a whole, and no transaction is ever left open on the connection.
-
-A call may have to wait: for the disk, for other processes, for other calls. So it is made in a thread. But where the
-disk is quick and nobody else is at it, the way to a thread and back takes longer than what is done there. So a brief
-call is made at once, in the thread of the event loop, while those before it took so little time that the loop would not
-notice. One that finds that it would have to wait for others goes to a thread after all; and SQLite's log is written
-back into the file only there.
+A thread can't be cancelled, so each call runs to its end in one, in a transaction of its own, and holds the only
+connection while it does. That is all there is to cancelling: a call that was begun is done as a whole, and no
+transaction is ever left open on the connection.
 
 The version is SQLite's own count of the rows ever inserted (`AUTOINCREMENT`): a put replaces the row by a new one, and
 so nothing need be kept of a key that is gone.
@@ -19,7 +14,7 @@ import math
 import os
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
@@ -43,13 +38,11 @@ from rescope.workflow.store import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Self, TypeAlias
+    from collections.abc import Callable, Generator, Mapping
+    from typing import Self
 
     from anyio import CapacityLimiter
     from anyio.lowlevel import RunVar
-
-    Work: TypeAlias = Callable[[sqlite3.Connection], "T"]
 
 T = TypeVar("T")
 
@@ -95,8 +88,7 @@ class SqliteStore:
     a call waits, for up to `busy_timeout` seconds; then it raises a `StoreError` that may be retried.
 
     A call that is cancelled before it has begun does nothing. One that has begun is done as a whole: it is waited for,
-    unless `task.cancel()` of asyncio cuts off the waiting. Calls are made in a thread; those of one entry in the event
-    loop's own, one at a time, for as long as each takes less than half a millisecond.
+    unless `task.cancel()` of asyncio cuts off the waiting.
 
     Raises `TypeError` or `ValueError` for arguments that can't be; on first use `StoreError` for a file that can't be
     opened, is no database, or is of a newer version of rescope; `StoreClosedError` when it is closed; `StoreError` in
@@ -105,9 +97,7 @@ class SqliteStore:
 
     __slots__ = (
         "__weakref__",
-        "_at_once",
         "_busy_timeout",
-        "_calls",
         "_clock",
         "_closed",
         "_connection",
@@ -117,7 +107,6 @@ class SqliteStore:
         "_path",
         "_patience",
         "_pid",
-        "_quick",
         "_swept",
         "_synchronous",
         "_where",
@@ -150,9 +139,6 @@ class SqliteStore:
         self._swept = -math.inf
         self._gave_up = -math.inf  # when a call last did, of those that waited for other processes
         self._patience = self._busy_timeout  # that of the connection
-        self._at_once = False  # whether the connection leaves the log as it is
-        self._calls: set[object] = set()  # what is under way
-        self._quick = 0  # how many brief calls were quick, in a row
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "not opened" if self._connection is None else "open"
@@ -166,7 +152,7 @@ class SqliteStore:
             row = connection.execute(_GET, (key, self._clock())).fetchone()
             return None if row is None else _entry(row)
 
-        return await self._run(work, brief=True)
+        return await self._run(work)
 
     async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
         """See `Store.put`."""
@@ -175,36 +161,39 @@ class SqliteStore:
         check_if_version(if_version)
         text = encode(key, value)
 
-        def work(connection: sqlite3.Connection, now: float) -> int:
-            if if_version is not None:
-                row = connection.execute(_GET, (key, now)).fetchone()
-                found = 0 if row is None else row[2]
-                if found != if_version:
-                    raise VersionConflictError(key, if_version, found)
-            return _put(connection, key, text, None if ttl is None else now + ttl)
+        def work(connection: sqlite3.Connection) -> int:
+            with self._writing(connection) as now:
+                if if_version is not None:
+                    row = connection.execute(_GET, (key, now)).fetchone()
+                    found = 0 if row is None else row[2]
+                    if found != if_version:
+                        raise VersionConflictError(key, if_version, found)
+                return _put(connection, key, text, None if ttl is None else now + ttl)
 
-        return await self._run(partial(self._write, work), brief=True)
+        return await self._run(work)
 
     async def put_many(self, values: Mapping[str, Any], *, ttl: float | None = None) -> dict[str, int]:
         """See `BatchStore.put_many`."""
         check_ttl(ttl)
         texts = encode_many(values)
 
-        def work(connection: sqlite3.Connection, now: float) -> dict[str, int]:
-            expires_at = None if ttl is None else now + ttl
-            return {key: _put(connection, key, text, expires_at) for key, text in texts.items()}
+        def work(connection: sqlite3.Connection) -> dict[str, int]:
+            with self._writing(connection) as now:
+                expires_at = None if ttl is None else now + ttl
+                return {key: _put(connection, key, text, expires_at) for key, text in texts.items()}
 
-        return await self._run(partial(self._write, work))
+        return await self._run(work)
 
     async def delete(self, key: str, *, if_version: int | None = None) -> bool:
         """See `Store.delete`."""
         check_key(key)
         check_if_version(if_version, least=1)
 
-        def work(connection: sqlite3.Connection, now: float) -> bool:
-            return connection.execute(_DELETE, (key, now, if_version or 0)).rowcount > 0
+        def work(connection: sqlite3.Connection) -> bool:
+            with self._writing(connection) as now:
+                return connection.execute(_DELETE, (key, now, if_version or 0)).rowcount > 0
 
-        return await self._run(partial(self._write, work), brief=True)
+        return await self._run(work)
 
     def scan(self, prefix: str) -> Scan:
         """See `Store.scan`. Each page is what the store holds at one moment."""
@@ -253,66 +242,31 @@ class SqliteStore:
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
-    # How a call is made
+    # In a worker thread
 
-    async def _run(self, work: Work[T], *, brief: bool = False) -> T:
+    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         from anyio import to_thread
 
         self._refuse_closed()
-        self._calls.add(work)
-        called = time.monotonic()
-        try:
-            if brief and await self._may_be_at_once():
-                try:
-                    return self._alone(work, called, brief=True, at_once=True)
-                except StoreError as exc:
-                    if not exc.may_retry:
-                        raise
-            return await to_thread.run_sync(partial(self._alone, work, called, brief=brief), limiter=_limiter(self))
-        finally:
-            self._calls.discard(work)
+        return await to_thread.run_sync(self._alone, work, time.monotonic(), limiter=_limiter(self))
 
-    async def _may_be_at_once(self) -> bool:
-        """Tell whether the event loop can do it itself: it was quick of late, and nobody else is at it."""
-        from anyio.lowlevel import checkpoint
-
-        if self._quick < _PROOF:
-            return False
-        await checkpoint()
-        return len(self._calls) == 1 and not self._lock.locked()
-
-    def _alone(self, work: Work[T], called: float, *, brief: bool, at_once: bool = False) -> T:
+    def _alone(self, work: Callable[[sqlite3.Connection], T], called: float) -> T:
         """Do it with the connection to itself. Who stood in line while one before it gave up does not wait again."""
         if self._forked():  # before the lock: one that was held when the process forked stays so
             raise StoreError(_FORKED.format(self._path))
         with self._lock:
             self._refuse_closed()
-            patience = 0.0 if at_once or called < self._gave_up else self._busy_timeout
+            patience = 0.0 if called < self._gave_up else self._busy_timeout
             try:
-                connection = self._ready(patience, at_once=at_once)
-                began = time.perf_counter()
-                result = work(connection)
+                if self._connection is None:
+                    self._connection = self._opened(patience)
+                if self._patience != patience:
+                    self._connection.execute(f"PRAGMA busy_timeout = {patience * 1000:.0f}")
+                    self._patience = patience
+                self._refuse_lost()
+                return work(self._connection)
             except sqlite3.Error as exc:
                 raise self._told(exc) from exc
-            if brief:
-                self._judge(time.perf_counter() - began)
-            return result
-
-    def _ready(self, patience: float, *, at_once: bool) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = self._opened(patience)
-        if self._patience != patience:
-            self._connection.execute(f"PRAGMA busy_timeout = {patience * 1000:.0f}")
-            self._patience = patience
-        if self._at_once != at_once:
-            self._connection.execute(f"PRAGMA wal_autocheckpoint = {0 if at_once else _LONGEST_LOG}")
-            self._at_once = at_once
-        self._refuse_lost()
-        return self._connection
-
-    def _judge(self, seconds: float) -> None:
-        """Count the quick ones. Some are made in a thread now and then all the same, where the log is written back."""
-        self._quick = self._quick + 1 if seconds < _QUICK and self._quick < _IN_A_ROW else 0
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -336,17 +290,17 @@ class SqliteStore:
                 if connection is not None:
                     connection.close()
 
-    def _write(self, work: Callable[[sqlite3.Connection, float], T], connection: sqlite3.Connection) -> T:
-        """Do it in the only write transaction there is, at a time that is read when the waiting is over."""
+    @contextmanager
+    def _writing(self, connection: sqlite3.Connection) -> Generator[float]:
+        """Have the only write transaction there is, and the time, which is read when the waiting is over."""
+        connection.execute("BEGIN IMMEDIATE")
         try:
-            connection.execute("BEGIN IMMEDIATE")
             now = self._clock()
             if not self._swept <= now < self._swept + _SWEEP_EVERY and connection.execute(_SWEEP, (now,)).rowcount == 0:
                 self._swept = now
-            result = work(connection, now)
+            yield now
             connection.execute("COMMIT")
-            return result
-        finally:  # also where Ctrl-C has interrupted it, as it may in the event loop's thread
+        finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
 
@@ -424,10 +378,6 @@ class SqliteStore:
                 return
 
 
-_QUICK = 0.0005
-_PROOF = 10  # so many quick calls in a row, and those that follow are made at once
-_IN_A_ROW = 300
-_LONGEST_LOG = 1000  # pages, as SQLite has it
 _IN_MEMORY = ":memory:"
 _LONGEST_WAIT = 3600
 _TICK = 0.01
