@@ -1214,7 +1214,13 @@ async def test_bad_arguments_are_refused_before_anything_is_written() -> None:
         """Never runs."""
 
     async with JournaledScope(store, "worker") as scope:
-        for token, error in (({1}, TypeError), (b"x", TypeError), (math.nan, ValueError), (object(), TypeError)):
+        for token, error in (
+            ({1}, TypeError),
+            (b"x", TypeError),
+            (math.nan, ValueError),
+            (object(), TypeError),
+            ([{"a": ({7: "a number"},)}], TypeError),
+        ):
             with pytest.raises(error, match="`token` is not JSON"):
                 await scope.acquire(make, remove, token=token)
         with pytest.raises(
@@ -1584,9 +1590,11 @@ async def test_whatever_stands_in_a_record_it_is_shown_and_disturbs_nobody(field
     [entry] = [entry async for entry in store.scan("journal/")]
     await store.put(entry.key, {**entry.value, field: value})
     await leave_behind(store, "b", owner="other")
-    shown = as_table(rows(await pending(store)))
+    before = await pending(store)
+    shown = as_table(rows(before))
     report = await recover(store, backoff=lambda attempts: 2.0**attempts)
 
+    assert all(0 <= one.attempts <= 1_000_000 for one in before)
     assert len(shown.encode().splitlines()) == 4
     assert len(str(report).encode().splitlines()) == 5
     assert "b" in log

@@ -25,9 +25,26 @@ T = TypeVar("T")
 def as_json(token: Any) -> Any:
     """Give a copy of a token as JSON has it. Raises `TypeError` or `ValueError`, which don't show it."""
     try:
-        return decode("token", encode("token", token))
+        copy = decode("token", encode("token", token))
     except (TypeError, ValueError) as exc:
         raise type(exc)(str(exc).replace("the value for 'token'", "`token`", 1)) from None
+    _check_keys(token)
+    return copy
+
+
+def _check_keys(token: Any) -> None:
+    """Refuse the keys that `json` would write as strings: the cleanup would look for others than were made."""
+    todo = [token]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            for key in part:
+                if not isinstance(key, str):
+                    msg = f"`token` is not JSON: the keys of a dict must be strings, not {type(key).__qualname__}"
+                    raise TypeError(msg)
+            part = list(part.values())
+        if isinstance(part, list | tuple):
+            todo += part
 
 
 @final
