@@ -28,7 +28,7 @@ from dbos import DBOS
 from durable.conftest import until
 from rescope import Scope
 from rescope.workflow import durable
-from rescope.workflow.durable import Durable, DurableClosedError, _locks
+from rescope.workflow.durable import Durable, DurableClosedError, _locks, _takeover
 from rescope.workflow.durable import _engine as engine
 from rescope.workflow.durable._locks import AdvisoryLocks, FileLocks, Locks, _is_old
 from rescope.workflow.durable._takeover import TakeOver
@@ -403,18 +403,21 @@ async def test_a_failure_to_take_over_is_told_and_tried_again(
 
 
 async def test_what_just_begins_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is pending before it runs. So what is pending, and does not run, is taken up when it is seen so twice."""
+    """It is pending before it runs. So what is pending, and does not run, is taken up when that lasts for seconds."""
     resumed: list[list[str]] = []
+    now = [100.0]
 
     async def resume(_: TakeOver, ids: list[str]) -> None:
         resumed.append(sorted(ids))
 
     monkeypatch.setattr(TakeOver, "_resume", resume)
+    monkeypatch.setattr(_takeover, "monotonic", lambda: now[0])
     take_over = TakeOver("shop", (), FileLocks(f"{tmp_path}/jobs.db"), "me", lambda: {"runs"})
-    for pending in (["a", "runs"], ["a", "b", "runs"], ["runs"], ["b"]):
+    for pending in (["a", "runs"], ["a", "b", "runs"], ["a", "b"], ["a"], ["b"], ["b"]):
         await take_over._resume_lost(pending)
+        now[0] += 3
 
-    assert resumed == [[], ["a"], [], []]
+    assert resumed == [[], [], ["a"], [], [], []]
 
 
 def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path, postgres_url: str) -> None:

@@ -5,14 +5,15 @@ own, also where another process of that name is at it. So here each process has 
 for that the other one is dead: its lock.
 
 What is pending under our own name, and runs nowhere in this process, was lost: its task was cancelled, or has met an
-error of the database that the engine doesn't know how to wait for. It is seen twice before it is taken up, as what is
-just beginning, or has just ended, looks the same.
+error of the database that the engine doesn't know how to wait for. It is taken up when it is seen so for some seconds,
+as what is just beginning, or has just ended, looks the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from time import monotonic
 from typing import TYPE_CHECKING, Final, final
 
 from dbos import DBOS
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["TakeOver"]
 
 _PICKED_UP_WITHIN: Final = 0.2  # seconds; the engine's own queue for that is asked once a second
+_LOST_AFTER: Final = 5.0  # seconds
 _log = logging.getLogger("rescope")
 
 
@@ -53,7 +55,7 @@ class TakeOver:
         self._locks = locks
         self._executor = executor
         self._running = running
-        self._missed: set[str] = set()
+        self._missed: dict[str, float] = {}  # since when
         self._queue = f"rescope-{application}"
         self._told: set[str] = set()
 
@@ -85,11 +87,13 @@ class TakeOver:
         await self._resume_lost(status.workflow_id for status in pending if status.executor_id == self._executor)
 
     async def _resume_lost(self, mine: Iterable[str]) -> None:
-        missed = set(mine) - self._running()
-        lost, self._missed = missed & self._missed, missed
+        now = monotonic()
+        missed = {id: self._missed.get(id, now) for id in set(mine) - self._running()}  # noqa: A001
+        lost = [id for id, since in missed.items() if now - since > _LOST_AFTER]  # noqa: A001
+        self._missed = {id: since for id, since in missed.items() if id not in lost}  # noqa: A001
         for id in lost:  # noqa: A001
             _log.warning("%s did not come to its end in this process, and is taken up again", id)
-        await self._resume(list(lost))
+        await self._resume(lost)
 
     async def _resume(self, ids: list[str]) -> None:
         if ids:
