@@ -2,7 +2,6 @@
 
 - SQLite: a resource of a `JournaledScope` acquired, and closed, beside a bare insert of its record by `sqlite3`, in the
   same journal mode, with `synchronous="full"`, as a `SqliteStore` has it, and `"normal"`; in turn, and some in a row
-- loop: how many of 10,000 puts a `SqliteStore` makes in the event loop's thread, and how long they hold it up
 - PostgreSQL: how many round trips each is, counted by a relay between client and server
 - recover: one pass over what a process that died has left, how long it takes, and how much memory
 
@@ -21,7 +20,6 @@ from benchmarks.journal_work import (
     INSERT,
     MODES,
     PLACES,
-    at_once,
     in_a_row,
     on_postgres,
     on_sqlite,
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from benchmarks.workflow_rounds import Effort
 
 ROW = 20
-PUTS = 10_000
 LEFT: Final = 10_000
 MUST: Final = 2.0  # times a bare insert, where the disk is waited for
 
@@ -72,27 +69,6 @@ def _ratios(where: str, found: list[dict[str, float]], must: float | None) -> It
         yield Figure(f"{where}{name}, to a bare insert", [one[name] / one[INSERT] for one in found], "times", must)
 
 
-async def loop_figures(effort: Effort) -> list[Figure]:
-    """See how long the event loop is held up by a store in a file."""
-    figures = []
-    puts = min(PUTS, effort.rounds * 10)
-    for where, synchronous in MODES.items():
-        found = [await at_once(synchronous, puts) for _ in range(effort.repeats)]
-        figures += [
-            Figure(f"{where}: puts in the event loop's thread", [len(one) / puts * 100 for one in found], "of 100"),
-            *(
-                Figure(f"{where}: {name}", [within(one, part) * 1e3 for one in found], "ms")
-                for name, part in {"half of them within": 0.5, "999 of 1,000 within": 0.999, "all within": 1}.items()
-            ),
-        ]
-    return figures
-
-
-def within(seconds: list[float], part: float) -> float:
-    """Give what that part of them took at most, of what is sorted; none took nothing."""
-    return seconds[int((len(seconds) - 1) * part)] if seconds else 0.0
-
-
 async def postgres_figures(_effort: Effort) -> list[Figure]:
     """Count round trips."""
     async with AsyncExitStack() as stack:
@@ -119,7 +95,6 @@ async def recover_figures(effort: Effort) -> list[Figure]:
 
 PARTS: dict[str, Part] = {
     "SQLite": sqlite_figures,
-    "loop": loop_figures,
     "PostgreSQL": postgres_figures,
     "recover": recover_figures,
 }

@@ -10,8 +10,7 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
-from unittest.mock import patch
+from typing import TYPE_CHECKING, Literal
 
 from anyio import to_thread
 from examples.servers import postgres, valkey
@@ -90,26 +89,6 @@ async def on_sqlite(stack: AsyncExitStack, synchronous: Literal["full", "normal"
     works = journaled(scope)
     await works[ACQUIRE]()  # so that there is one to close, whoever comes first
     return {INSERT: insert, PUT: put, **works, HOP: hop}
-
-
-async def at_once(synchronous: Literal["full", "normal"], puts: int) -> list[float]:
-    """Give the seconds for which puts, one after the other, have held up the event loop: those made in its thread."""
-    took = []
-    alone = SqliteStore._alone
-
-    def timed(self: SqliteStore, *args: Any, at_once: bool = False, **options: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return alone(self, *args, at_once=at_once, **options)
-        finally:
-            if at_once:
-                took.append(time.perf_counter() - start)
-
-    with TemporaryDirectory() as folder, patch.object(SqliteStore, "_alone", timed):
-        async with SqliteStore(Path(folder, "store.db"), synchronous=synchronous) as store:
-            for number in range(puts):
-                await store.put(key(number), RECORD)
-    return sorted(took)
 
 
 def _bare(path: Path, synchronous: str) -> sqlite3.Connection:

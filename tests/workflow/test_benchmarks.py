@@ -69,12 +69,6 @@ def test_figures_that_the_page_has_no_place_for_are_refused() -> None:
         workflow_page.put_in("a page", "journal", "a table")
 
 
-def test_no_call_in_the_thread_of_the_loop_has_held_it_up() -> None:
-    """Where the disk is so slow that none was made there."""
-    assert journal.within([], 0.5) == 0
-    assert [journal.within([1, 2, 3], part) for part in (0.5, 0.999, 1)] == [2, 2, 3]
-
-
 def test_a_must_that_is_missed_is_told() -> None:
     """A figure on the wrong side of its must is a miss, whichever side that is; what has none isn't judged."""
     figure = workflow.Figure
