@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, final
@@ -95,7 +96,8 @@ async def recover(
     except LeaseLostError as lost:
         _log("recovering is left to others: %s", lost)
         return recovery.report(busy=True)
-    return recovery.report()
+    report = recovery.report()
+    return replace(report, busy=held.lost is not None and bool(report.later))  # a loss may be noticed at the end only
 
 
 @final
