@@ -1724,6 +1724,19 @@ async def test_a_recoverer_that_loses_its_lease_begins_nothing_more(caplog: pyte
     assert "recovering is left to others" in caplog.text
 
 
+async def test_a_recoverer_that_loses_its_lease_tells_what_went_wrong_before() -> None:
+    """What was kept until the end of the pass comes out then, too."""
+    store = MemoryStore()
+    await leave_behind(store, "SystemExit", cleanup="test.exit")
+
+    def meddle(one: PendingCleanup) -> None:
+        store._drop("lease/journal-recovery")
+
+    with pytest.raises(SystemExit):
+        await recover(store, ttl=0.6, backoff=lambda attempts: 1, on_progress=meddle)
+    assert await tokens(store) == ["SystemExit"]
+
+
 async def test_a_life_that_is_taken_from_a_recoverer_is_left(caplog: pytest.LogCaptureFixture) -> None:
     """Its other work goes on."""
     store = MemoryStore()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, final
@@ -91,13 +90,14 @@ async def recover(
     try:
         async with lease(store, RECOVERY, ttl=ttl) as held:
             await recovery.run(held)
+        stopped = held.lost is not None and bool(recovery.report().later)  # which may be noticed at the end only
     except LeaseHeldError:
         return RecoveryReport(busy=True)
     except LeaseLostError as lost:
         _log("recovering is left to others: %s", lost)
-        return recovery.report(busy=True)
-    report = recovery.report()
-    return replace(report, busy=held.lost is not None and bool(report.later))  # a loss may be noticed at the end only
+        stopped = True
+    recovery.raise_trouble()
+    return recovery.report(busy=stopped)
 
 
 @final
@@ -143,6 +143,9 @@ class _Recovery:
         async with create_task_group() as tasks:
             for life in sorted(over, key=lambda life: _tried(lives[life])):
                 tasks.start_soon(self._take_over, life, lives[life], held)
+
+    def raise_trouble(self) -> None:
+        """Raise what was kept until now, if anything was."""
         if self.trouble is not None:
             self.trouble.add_note(f"rescope: the pass of `recover` went on: {self.report().summary}")
             raise self.trouble
