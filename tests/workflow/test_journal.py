@@ -414,6 +414,26 @@ async def test_what_failed_to_close_is_left_to_recover_though_its_owner_lives() 
     assert await content(store) == []
 
 
+async def test_a_cleanup_may_take_its_token_apart() -> None:
+    """It has a copy each time: what stays in the journal when it fails is the whole token."""
+    store = MemoryStore()
+    token = {"names": ["a", "b"]}
+    async with JournaledScope(store, "worker") as scope:
+        value = await scope.acquire(make, "test.take-apart", token=token)
+        with pytest.raises(ResourceCleanupError, match="took a"):
+            await scope.release(value)
+        assert await tokens(store) == [token]
+    report = await recover(store, backoff=NEVER)
+
+    assert [(one.token, one.error) for one in report.failed] == [(token, "Fault: took a")]
+    assert await tokens(store) == [token]
+
+
+@cleanup("test.take-apart")
+def take_apart(token: dict[str, list[str]]) -> None:
+    raise Fault(f"took {token.pop('names').pop(0)}")
+
+
 async def test_what_hangs_is_left_to_recover_too() -> None:
     """When it was cut off."""
     store = MemoryStore()

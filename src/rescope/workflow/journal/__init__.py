@@ -18,12 +18,14 @@ An owner's life has a *lease*, of which nobody else has the name. Whoever holds 
 of that life:
 
 - *held*: the scopes of the life share it. It is renewed in a task that no cancellation of theirs reaches, and given
-  back when the last scope that uses it has closed. What failed to close is then left to recover at once.
+  back when the last scope that uses it has closed. What fails to close is put under a name of which nobody ever holds
+  the lease (`...-left`), and so is left to recover at once, however long the life goes on.
 - *lost*: the store could not be reached for as long as the ttl, or the process was stopped. A life that has lost its
   lease is over: it journals nothing more. `acquire` raises `LeaseLostError`, before it writes or makes anything, and a
-  WARNING tells it. A scope that is opened then begins another life. To close what it holds, a lost life needs its lease
-  again, for a moment: then it closes what still has a record. Where a recoverer has the lease, the rest is left to that
-  one, which is told as a failure to close.
+  WARNING tells it. A scope that is opened then begins another life, unless it is the child of one that stands on the
+  lost one. To close what it holds, a lost life needs its lease again, for a moment: then it closes what still has
+  a record. Where a recoverer has the lease, or the store can't be asked, this is left, which is told as a failure to
+  close; and with it all that is older, which may be needed to close it.
 - *recovered*: a recoverer has taken it. It has the lease `journal-recovery` too, which makes it the only one.
 
 Time passes between looking at a clock and what is done then; no lease can prevent that. So it is looked at before the

@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from rescope import Resource, Scope
 from rescope._closer import is_awaitable
 from rescope.exceptions import reason
 from rescope.workflow._lease_held import tell
 from rescope.workflow.journal._cleanups import begin, known
-from rescope.workflow.store import check_key, decode, encode
+from rescope.workflow.journal._records import as_json
+from rescope.workflow.store import check_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from rescope.workflow.journal._owner import Owner
 
-__all__ = ["Making", "as_json"]
-
-T = TypeVar("T")
-
-
-def as_json(token: Any) -> Any:
-    """Give a copy of a token as JSON has it. Raises `TypeError` or `ValueError`, which don't show it."""
-    try:
-        copy = decode("token", encode("token", token))
-    except (TypeError, ValueError) as exc:
-        raise type(exc)(str(exc).replace("the value for 'token'", "`token`", 1)) from None
-    _check_keys(token)
-    return copy
-
-
-def _check_keys(token: Any) -> None:
-    """Refuse the keys that `json` would write as strings: the cleanup would look for others than were made."""
-    todo = [token]
-    while todo:
-        part = todo.pop()
-        if isinstance(part, dict):
-            for key in part:
-                if not isinstance(key, str):
-                    msg = f"`token` is not JSON: the keys of a dict must be strings, not {type(key).__qualname__}"
-                    raise TypeError(msg)
-            part = list(part.values())
-        if isinstance(part, list | tuple):
-            todo += part
+__all__ = ["Making"]
 
 
 @final
@@ -127,7 +101,7 @@ class Making:
 
     def _clean_up(self) -> Awaitable[None]:
         self._called = True
-        return self._forget_after(begin(self._clean, self._token))
+        return self._forget_after(begin(self._clean, as_json(self._token)))
 
     async def _forget_after(self, cleaning: Awaitable[None]) -> None:
         try:

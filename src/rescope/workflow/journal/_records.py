@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 from rescope.workflow._names import section
+from rescope.workflow.store import decode, encode
 
 if TYPE_CHECKING:
     from rescope.workflow.store import Entry, Store
 
-__all__ = ["LEASES", "PREFIX", "Life", "PendingCleanup", "begin_life", "live_leases", "place", "read"]
+__all__ = ["LEASES", "PREFIX", "Life", "PendingCleanup", "as_json", "begin_life", "live_leases", "place", "read"]
 
 PREFIX: Final = "journal/"
 LEASES: Final = "lease/"
@@ -78,6 +79,31 @@ class PendingCleanup:
     attempts: int = 0
     error: str | None = None
     next_try: float | None = None
+
+
+def as_json(token: Any) -> Any:
+    """Give a copy of a token as JSON has it. Raises `TypeError` or `ValueError`, which don't show it."""
+    try:
+        copy = decode("token", encode("token", token))
+    except (TypeError, ValueError) as exc:
+        raise type(exc)(str(exc).replace("the value for 'token'", "`token`", 1)) from None
+    _check_keys(token)
+    return copy
+
+
+def _check_keys(token: Any) -> None:
+    """Refuse the keys that `json` would write as strings: the cleanup would look for others than were made."""
+    todo = [token]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            for key in part:
+                if not isinstance(key, str):
+                    msg = f"`token` is not JSON: the keys of a dict must be strings, not {type(key).__qualname__}"
+                    raise TypeError(msg)
+            part = list(part.values())
+        if isinstance(part, list | tuple):
+            todo += part
 
 
 def life_of(key: str) -> Life | None:

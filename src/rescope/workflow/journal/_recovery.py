@@ -20,7 +20,7 @@ from rescope.exceptions import reason
 from rescope.workflow._names import check_store
 from rescope.workflow.journal._cleanups import run
 from rescope.workflow.journal._left import Left
-from rescope.workflow.journal._records import LEASES, PREFIX, Life, life_of, live_leases, read
+from rescope.workflow.journal._records import LEASES, PREFIX, Life, as_json, life_of, live_leases, read
 from rescope.workflow.journal._report import RecoveryReport
 from rescope.workflow.lease import LeaseHeldError, LeaseLostError, lease
 from rescope.workflow.retries import _LONGEST, Backoff, _check_number
@@ -244,7 +244,7 @@ class _Recovery:
         self._tell(left.item)
 
     async def _close(self, left: Left) -> None:
-        await run(left.clean, left.item.token)
+        await run(left.clean, as_json(left.item.token))  # whatever it does to that
         await self.store.delete(left.item.key, if_version=left.version)
         left.end()
         self.closed.append(left.item)
