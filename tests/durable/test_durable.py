@@ -32,7 +32,7 @@ from rescope.workflow.durable import (
     _takeover,
     gather,
 )
-from rescope.workflow.durable._attempts import Policy, Work, _current_task, _Run
+from rescope.workflow.durable._attempts import Policy, Work, _Run
 from rescope.workflow.durable._children import Children, below
 from rescope.workflow.durable._packing import same
 
@@ -1102,18 +1102,20 @@ async def test_a_function_may_be_registered_while_it_is_open(app: Durable) -> No
 
 
 async def test_no_body_begins_when_it_is_closing() -> None:
-    """One whose turn comes too late is cancelled at once, and left for the next time."""
+    """One whose turn comes too late is left for the next time, also where it would end at once."""
+    log: list[str] = []
     work = Work()
     await work.stop()
 
-    async def attempt() -> None:
-        with work._may_be_cut(_current_task()):
-            await anyio.sleep_forever()
+    async def charge(scope: Scope) -> None:
+        log.append("charged")
 
-    task = asyncio.create_task(attempt())
+    run = _Run(Policy("a.b.c", charge, 1, 0, 0, None), ())
+    task = asyncio.create_task(work._attempt(run, Children("7", 1, first=True)))
     await asyncio.wait({task}, timeout=20)
 
     assert task.cancelled()
+    assert log == []
 
 
 async def test_nothing_works_when_it_is_not_open(app: Durable) -> None:

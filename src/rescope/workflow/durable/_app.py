@@ -63,7 +63,8 @@ class DurableFunction(Generic[*Args, R]):
 
         Raises `TypeError` for arguments that don't fit the function or can't be pickled, before anything is written;
         `ValueError` for a key that can't be one; `KeyReusedError` where the key was given with other arguments before;
-        `DurableClosedError` where the application is not open.
+        `DurableClosedError` where the application is not open, or is closed meanwhile: then it may have been started,
+        and a key makes it safe to start it again.
         """
         signature(self.fn).bind(None, *args)
         copies = unpack(pack(args, f"the arguments of {self.name}"))

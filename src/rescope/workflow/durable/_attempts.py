@@ -171,6 +171,7 @@ class Work:
             # One that was cancelled and resumed may still unwind what it had opened.
             with self._may_be_cut(task):
                 async with self._turns.setdefault(children.parent, asyncio.Lock()):
+                    await asyncio.sleep(0)  # a cancellation that is there already comes before the body
                     value = await _in_time(run.policy, unpack(run.packed))
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
