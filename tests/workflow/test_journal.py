@@ -444,6 +444,7 @@ async def test_what_hangs_is_left_to_recover_too() -> None:
         with anyio.fail_after(20):  # on a busy machine it may be left behind, and write that a bit later
             while [(one.token, one.live) for one in await pending(store)] != [("b", False), ("a", True)]:
                 await anyio.lowlevel.checkpoint()
+        assert [one.error for one in await pending(store)] == ["it was cut off", None]
         assert [one.token for one in (await recover(store, grace=0.01, backoff=NEVER)).failed] == ["b"]
 
 

@@ -116,7 +116,8 @@ class Making:
         """Let what could not be closed be recovered at once, although its owner lives, maybe for long."""
         from anyio import CancelScope
 
-        record = {**self._record, "error": reason(error)}
+        why = reason(error) if isinstance(error, Exception) else "it was cut off"
+        record = {**self._record, "error": why}
         try:
             with CancelScope(shield=True):
                 await self._owner.journal.store.put(self._owner.left + self._place, record)
