@@ -204,11 +204,21 @@ async def test_a_path_is_read_as_the_engine_reads_it(tmp_path: Path) -> None:
     assert found != []
 
 
+async def test_with_a_lock_that_others_can_take_too_it_does_not_open(
+    app: Durable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a pooler in transaction mode, where two processes share a connection."""
+    monkeypatch.setattr(FileLocks, "take", lambda *_: True)
+
+    with pytest.raises(RuntimeError, match="connect to PostgreSQL past a pooler"):
+        await app.__aenter__()
+
+
 async def test_without_a_lock_of_its_own_it_does_not_open(app: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a file system that can't lock: others would take it for dead."""
     monkeypatch.setattr(FileLocks, "take", lambda *_: False)
 
-    with pytest.raises(RuntimeError, match="can't be taken: put the database on a local disk"):
+    with pytest.raises(RuntimeError, match="can't be taken, or keeps nobody out"):
         await app.__aenter__()
     assert Durable._open is None
 
@@ -470,7 +480,7 @@ def test_the_server_is_to_notice_soon_that_a_machine_is_gone(postgres_url: str) 
     row: Any = locks._connected().execute(asked, (list(_locks._ALIVE),)).fetchone()
     locks.close()
 
-    assert row == (3,)
+    assert row == (4,)
 
 
 async def test_it_works_on_postgresql(postgres_url: str) -> None:

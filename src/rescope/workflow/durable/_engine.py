@@ -13,7 +13,7 @@ import re
 import sqlite3
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -64,14 +64,23 @@ def _check_postgres(url: str) -> str:
 
 
 def locked(url: str, executor: str) -> Locks:
-    """Give the locks of the executors that share a database, with that of a new one taken."""
-    database = make_url(url).database or ""  # read as the engine reads it
-    locks: Locks = FileLocks(database) if url.startswith("sqlite") else AdvisoryLocks(url)
-    if not locks.take(executor):
-        locks.close()
-        msg = "the lock that shows others that this process lives can't be taken: put the database on a local disk"
-        raise RuntimeError(msg)
+    """Give the locks of the executors that share a database; that of this one is taken, and keeps others out."""
+    with closing(_locks_for(url)) as others, ExitStack() as undo:
+        locks = undo.enter_context(closing(_locks_for(url)))
+        if not locks.take(executor) or others.take(executor):
+            msg = (
+                "the lock that shows others that this process lives can't be taken, or keeps nobody out: put a "
+                "database of SQLite on a local disk, and connect to PostgreSQL past a pooler in transaction mode"
+            )
+            raise RuntimeError(msg)
+        undo.pop_all()
     return locks
+
+
+def _locks_for(url: str) -> Locks:
+    if url.startswith("sqlite"):
+        return FileLocks(make_url(url).database or "")  # read as the engine reads it
+    return AdvisoryLocks(url)
 
 
 def application_name(name: str) -> str:

@@ -21,7 +21,12 @@ __all__ = ["AdvisoryLocks", "FileLocks", "Locks"]
 _YOUNG: Final = 60.0  # seconds
 _CONNECT_WITHIN: Final = 10  # seconds
 _PATIENCE: Final = 30.0  # seconds; the others look after their locks every ten
-_ALIVE: Final = {"tcp_keepalives_idle": 15, "tcp_keepalives_interval": 5, "tcp_keepalives_count": 3}
+_ALIVE: Final = {
+    "tcp_keepalives_idle": 15,
+    "tcp_keepalives_interval": 5,
+    "tcp_keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds, where the server waits for an answer to what it has sent
+}
 
 
 class Locks(Protocol):
