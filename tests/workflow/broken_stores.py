@@ -453,6 +453,10 @@ async def fails_soon(left: int, kind: type[FailsSoon] = FailsSoon) -> AsyncItera
     yield store
 
 
+# Seconds. The contract cuts at up to 4 ms, and clocks are coarse: so it cuts on both ways, some times each.
+THERE, BACK = 0.002, 0.008
+
+
 class Connection:
     """What a store on a network has, and a test cuts: who is under way loses it."""
 
@@ -477,11 +481,11 @@ class OverNetwork(Good):
 
     async def call(self, done: Callable[[], Awaitable[Any]], *, harmless: bool) -> Any:
         cuts = self.connection.cuts
-        await anyio.sleep(0.001)
+        await anyio.sleep(THERE)
         if self.connection.cuts != cuts:
             raise self.lost(may_retry=True)
         result = await done()
-        await anyio.sleep(0.001)
+        await anyio.sleep(BACK)
         if self.connection.cuts != cuts:
             raise self.lost(may_retry=harmless)
         return result
@@ -526,7 +530,7 @@ class AnswersTooSoon(OverNetwork):
         cuts = self.connection.cuts
         before = await self.inner.get(key)
         version = await self.inner.put(key, value, ttl=ttl, if_version=if_version)
-        await anyio.sleep(0.002)
+        await anyio.sleep(BACK)
         if self.connection.cuts != cuts and before is not None:
             await self.inner.put(key, before.value)
         return version
@@ -536,7 +540,7 @@ class WritesHalfOfIt(OverNetwork):
     async def put(self, key: str, value: Any, *, ttl: float | None = None, if_version: int | None = None) -> int:
         cuts = self.connection.cuts
         version = await self.inner.put(key, value[:1], ttl=ttl, if_version=if_version)
-        await anyio.sleep(0.001)
+        await anyio.sleep(BACK)
         if self.connection.cuts != cuts:
             raise self.lost(may_retry=if_version is None)
         return await self.inner.put(key, value, ttl=ttl, if_version=version)
