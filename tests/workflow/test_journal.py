@@ -1650,7 +1650,10 @@ counted = {"now": 0, "peak": 0}
 async def count_now(token: Any) -> None:
     counted["now"] += 1
     counted["peak"] = max(counted["peak"], counted["now"])
-    await anyio.sleep(0.02)
+    with anyio.fail_after(10):
+        while counted["peak"] < 3:  # noqa: ASYNC110 (nobody tells)
+            await anyio.sleep(0.01)
+    await anyio.wait_all_tasks_blocked()  # so that a fourth one would have come
     counted["now"] -= 1
 
 
