@@ -25,4 +25,4 @@ def needed(requirements: list[str]) -> Iterator[str]:
 
 for requirement in needed([*PROJECT["dependencies"], f"{PROJECT['name']}[test-core]"]):
     if ">=" in requirement:
-        print(re.sub(r"\[.+?\]", "", requirement).replace(">=", "=="))
+        print(re.sub(r"\[.+?\]", "", requirement).replace(">=", "==", 1))  # the first one: markers have it too
